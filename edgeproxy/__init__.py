@@ -1,0 +1,3 @@
+"""edgeproxy: kube-proxy's Service semantics for hosts without Kubernetes."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The four wires into the kernel: IPVS, nftables, routes and addresses, conntrack."""
