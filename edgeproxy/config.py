@@ -239,7 +239,7 @@ def _etcd(section: Section) -> Etcd:
         username=section.take("username", default.username, values.optional_string),
         password_file=section.take("password_file", default.password_file, values.optional_path),
         dial_timeout=section.take("dial_timeout", default.dial_timeout, values.positive_duration),
-        audit=section.take("audit", default.audit, values.positive_duration),
+        audit=section.take("audit", default.audit, values.duration),
         start_grace=section.take("start_grace", default.start_grace, values.duration),
     )
 
