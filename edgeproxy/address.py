@@ -34,6 +34,12 @@ class Network(msgspec.Struct, frozen=True, order=True, gc=False):
         shift = len(address) * 8 - self.prefix
         return int.from_bytes(address) >> shift == int.from_bytes(self.address) >> shift
 
+    @property
+    def last(self) -> Address:
+        """The highest address inside."""
+        ones = (1 << (len(self.address) * 8 - self.prefix)) - 1
+        return Address((int.from_bytes(self.address) | ones).to_bytes(len(self.address)))
+
     def overlaps(self, other: Network) -> bool:
         """Whether any address lies in both."""
         return self.address in other or other.address in self

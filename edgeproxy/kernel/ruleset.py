@@ -27,6 +27,7 @@ from collections.abc import Iterator
 import msgspec
 
 from edgeproxy.address import LOOPBACK, Address, Network, is_ipv4, parse_network, text
+from edgeproxy.settings import Masquerade, PortRange
 
 TABLE = "edgeproxy"
 
@@ -36,14 +37,6 @@ DIRECT_PRIORITY = -150
 """After conntrack (-200), before every nat hook: sees what the client really addressed."""
 GUARD_PRIORITY = 110
 """After IPVS in LOCAL_IN (98 and 99) and after nat (100)."""
-
-
-class Masquerade(enum.StrEnum):
-    """Which flows to cluster IPs leave with the host's own address."""
-
-    REMOTE = "remote"
-    ALL = "all"
-    NONE = "none"
 
 
 class Chain(enum.StrEnum):
@@ -73,9 +66,7 @@ class Chain(enum.StrEnum):
 class Frame(msgspec.Struct, frozen=True):
     """All that the rules depend on; two equal frames render the same script.
 
-    anchors: the addresses node ports are sent to, per family `(cluster list, local list)`.
     node_port_addresses: host addresses that answer node ports; a family without any answers on all.
-    masquerade_ports: the source ports masqueraded flows may take, clear of every node port.
     """
 
     service_cidrs: tuple[Network, ...]
@@ -84,7 +75,7 @@ class Frame(msgspec.Struct, frozen=True):
     node_port_addresses: tuple[Network, ...]
     masquerade: Masquerade
     mark_bit: int
-    node_port_range: tuple[int, int]
+    node_port_range: PortRange
     answer_arp: bool
 
 
@@ -104,13 +95,13 @@ class NodePortAnchor(enum.IntEnum):
     INSIDE = 2
 
 
-def masquerade_ports(node_ports: tuple[int, int]) -> tuple[int, int]:
+def masquerade_ports(node_ports: PortRange) -> tuple[int, int]:
     """The wider of the two port ranges beside the node ports, privileged ports left out.
 
     A masqueraded flow whose source port were a node port could lose its replies to that node port
     (kubernetes/kubernetes#139276).
     """
-    below, above = (1024, node_ports[0] - 1), (node_ports[1] + 1, 65535)
+    below, above = (1024, node_ports.first - 1), (node_ports.last + 1, 65535)
     return max(below, above, key=lambda ports: ports[1] - ports[0])
 
 
