@@ -1,0 +1,408 @@
+"""Elements of our nft sets as netfilter netlink messages, and back: bytes and values, no socket.
+
+Theory of operation
+-------------------
+A change is one datagram: NFNL_MSG_BATCH_BEGIN, any number of NFT_MSG_DELSETELEM and
+NFT_MSG_NEWSETELEM messages, NFNL_MSG_BATCH_END. The kernel takes all of it or nothing. A message
+carries many elements of one set, as far as the 16 bit length of an attribute goes. An element is
+
+    NFTA_LIST_ELEM { KEY { VALUE }, [KEY_END { VALUE }], [DATA { VERDICT | VALUE }], [TIMEOUT], [USERDATA] }
+
+where the value of a concatenated key is its fields in order, each padded to four bytes, numbers
+in network order. A comment lives in USERDATA as libnftables writes it, so that `nft list` shows it:
+one byte type, one byte length, the text and a NUL. Which fields a set has is data: :data:`SETS`.
+
+Sources: include/uapi/linux/netfilter/nf_tables.h and nf_tables_api.c of the kernel, udata.h of libnftnl.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from edgeproxy.address import Address
+from edgeproxy.kernel.netlink import (
+    MalformedError,
+    attribute,
+    attributes,
+    be32,
+    be64,
+    big_endian,
+    nested,
+    string,
+    walk,
+)
+from edgeproxy.model import Element, Protocol, SetName
+
+TABLE = "edgeproxy"
+COMMENT_LIMIT = 128
+"""Longest comment nft itself accepts when a listing is read back; the kernel takes up to 253 bytes."""
+
+_COMMENT_MOST = 253
+_MESSAGE = 32 << 10
+"""Bytes of elements per message; an attribute can't exceed 65,535."""
+
+
+class Family(enum.IntEnum):
+    """NFPROTO_*: the family of a table."""
+
+    UNSPECIFIED = 0
+    INET = 1
+    ARP = 3
+
+
+class Command(enum.IntEnum):
+    """NFT_MSG_*."""
+
+    GET_TABLE = 1
+    NEW_CHAIN = 3
+    GET_CHAIN = 4
+    NEW_RULE = 6
+    GET_RULE = 7
+    NEW_SET = 9
+    GET_SET = 10
+    NEW_ELEMENTS = 12
+    GET_ELEMENTS = 13
+    DELETE_ELEMENTS = 14
+    NEW_GENERATION = 15
+    GET_GENERATION = 16
+
+
+class Field(enum.Enum):
+    """What a field of a key or of data can be: its form in `struct` notation."""
+
+    IPV4 = "4s"
+    IPV6 = "16s"
+    PROTOCOL = "B3x"
+    PORT = "H2x"
+    VERDICT = ""
+
+
+class SetType(msgspec.Struct, frozen=True):
+    """How a set of our tables is typed.
+
+    key: the fields of the key in order; data: what a map gives, None for a set.
+    ranges: every element is a range per field and has a closing key.
+    """
+
+    key: tuple[Field, ...]
+    data: Field | None = None
+    ranges: bool = False
+    family: Family = Family.INET
+
+
+def _both(name: str, *key: Field, data: Field | None = None, ranges: bool = False) -> dict[SetName, SetType]:
+    """The same set for both families, `Field.IPV4` standing for the family's address."""
+    six = tuple(Field.IPV6 if field is Field.IPV4 else field for field in key)
+    data6 = Field.IPV6 if data is Field.IPV4 else data
+    return {
+        SetName(f"{name}4"): SetType(key, data, ranges),
+        SetName(f"{name}6"): SetType(six, data6, ranges),
+    }
+
+
+_FRONTEND = (Field.IPV4, Field.PROTOCOL, Field.PORT)
+
+SETS: Mapping[SetName, SetType] = {
+    **_both("frontends", *_FRONTEND, data=Field.VERDICT),
+    **_both("addresses", Field.IPV4),
+    **_both("node_ports", Field.PROTOCOL, Field.PORT, data=Field.VERDICT),
+    **_both("hairpin", Field.IPV4, Field.IPV4),
+    **_both("detours", *_FRONTEND, data=Field.IPV4),
+    **_both("sources", *_FRONTEND, Field.IPV4, ranges=True),
+    **_both("drains", *_FRONTEND, Field.IPV4, Field.PORT),
+}
+"""Every set whose elements come from records."""
+
+# Attribute types of nf_tables.h.
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_ITEM = 1
+_KEY, _DATA, _TIMEOUT, _EXPIRATION, _USERDATA, _KEY_END = 1, 2, 4, 5, 6, 10
+_VALUE, _VERDICT = 1, 2
+_CODE, _CHAIN = 1, 2
+_GENERATION_ID, _PROCESS, _PROCESS_NAME = 1, 2, 3
+_UDATA_COMMENT = 0
+
+_SUBSYSTEM = 10 << 8
+_BATCH_BEGIN, _BATCH_END = 16, 17
+_BATCH_GENERATION = 1
+_NESTED = 0x8000
+_HEADER = struct.Struct("=HH")
+_VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
+_GOTO = -4
+_PROTOCOLS: dict[int, Protocol] = {int(protocol): protocol for protocol in Protocol}
+
+Part = Address | Protocol | int
+
+
+class Layout:
+    """The compiled form of one set type: what is the same for all of its elements."""
+
+    __slots__ = ("data", "end_head", "key_head", "pack", "protocol", "ranges", "size", "unpack")
+
+    def __init__(self, kind: SetType) -> None:
+        form = struct.Struct(">" + "".join(field.value for field in kind.key))
+        self.size = form.size
+        self.pack: Callable[..., bytes] = form.pack
+        self.unpack: Callable[[bytes], tuple[Part, ...]] = form.unpack
+        inner = _HEADER.pack(4 + form.size, _VALUE)
+        self.key_head = _HEADER.pack(8 + form.size, _KEY | _NESTED) + inner
+        self.end_head = _HEADER.pack(8 + form.size, _KEY_END | _NESTED) + inner
+        self.ranges = kind.ranges
+        self.data = kind.data
+        self.protocol = kind.key.index(Field.PROTOCOL) if Field.PROTOCOL in kind.key else -1
+
+    def fields(self, value: bytes) -> tuple[Part, ...]:
+        """The fields of a key value."""
+        fields = self.unpack(value)
+        at = self.protocol
+        if at < 0:
+            return fields
+        number = fields[at]
+        assert isinstance(number, int)
+        return (*fields[:at], _PROTOCOLS.get(number, number), *fields[at + 1 :])
+
+
+LAYOUTS: Mapping[SetName, Layout] = {name: Layout(kind) for name, kind in SETS.items()}
+
+
+class Held(msgspec.Struct, frozen=True, gc=False):
+    """An element as the kernel holds it; `remaining` is the seconds until it expires, None for never."""
+
+    element: Element
+    remaining: float | None = None
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One message of a batch: which elements it carries and where each begins, to name a refused one.
+
+    `starts` are byte offsets from the start of the netlink message.
+    """
+
+    command: Command
+    set: SetName
+    elements: tuple[Element, ...]
+    starts: tuple[int, ...]
+    payload: bytes
+
+    def at(self, offset: int) -> Element | None:
+        """The element at a byte offset of the message; None where the kernel named none and there are many."""
+        if len(self.elements) == 1:
+            return self.elements[0]
+        before = [e for e, start in zip(self.elements, self.starts, strict=True) if start <= offset]
+        return before[-1] if offset > 0 and before else None
+
+
+# -- requests ----------------------------------------------------------------------------------
+
+
+def header(family: int, resource: int = 0) -> bytes:
+    """The fixed header of netfilter netlink, `struct nfgenmsg`."""
+    return struct.pack(">BBH", family, 0, resource)
+
+
+def kind(command: Command) -> int:
+    """The netlink message type of a command."""
+    return _SUBSYSTEM | command
+
+
+def begin(generation: int = 0) -> tuple[int, bytes]:
+    """Type and payload of a batch's first message.
+
+    generation: refuse the batch (ERESTART) unless this is the rule set's generation; 0 for any.
+    """
+    wanted = be32(_BATCH_GENERATION, generation) if generation else b""
+    return _BATCH_BEGIN, header(Family.UNSPECIFIED, _SUBSYSTEM >> 8) + wanted
+
+
+def end() -> tuple[int, bytes]:
+    """Type and payload of a batch's last message."""
+    return _BATCH_END, header(Family.UNSPECIFIED, _SUBSYSTEM >> 8)
+
+
+def list_head(name: SetName) -> bytes:
+    """Header, table and set: how a message on elements begins, and the whole of a request to dump them."""
+    family = SETS[name].family
+    return header(family) + string(_LIST_TABLE, TABLE) + string(_LIST_SET, name)
+
+
+def changes(
+    command: Command, elements: Sequence[Element], timeouts: Mapping[Element, float]
+) -> Iterator[Change]:
+    """The messages that add or delete elements, grouped by set.
+
+    Raises:
+        ValueError: an element that does not fit the type of its set: a bug.
+    """
+    by_set: dict[SetName, list[Element]] = {}
+    for element in elements:
+        by_set.setdefault(element.set, []).append(element)
+    for name in sorted(by_set):
+        yield from _messages(command, name, by_set[name], timeouts)
+
+
+def _messages(
+    command: Command, name: SetName, elements: list[Element], timeouts: Mapping[Element, float]
+) -> Iterator[Change]:
+    layout, head = LAYOUTS[name], list_head(name)
+    first = 16 + len(head) + 4
+    members: list[Element] = []
+    starts: list[int] = []
+    parts: list[bytes] = []
+    size = 0
+    verdicts: dict[str, bytes] = {}
+    for element in elements:
+        try:
+            body = _encode(layout, element, command is Command.NEW_ELEMENTS, timeouts, verdicts)
+        except (struct.error, TypeError) as error:
+            raise ValueError(f"{element} does not fit the type of set {name}: {error}") from None
+        if size + len(body) > _MESSAGE:
+            yield Change(command, name, tuple(members), tuple(starts), head + _elements(parts))
+            members, starts, parts, size = [], [], [], 0
+        members.append(element)
+        starts.append(first + size)
+        parts.append(body)
+        size += len(body)
+    yield Change(command, name, tuple(members), tuple(starts), head + _elements(parts))
+
+
+def _elements(parts: list[bytes]) -> bytes:
+    return nested(_LIST_ELEMENTS, *parts)
+
+
+def _encode(
+    layout: Layout, element: Element, new: bool, timeouts: Mapping[Element, float], verdicts: dict[str, bytes]
+) -> bytes:
+    parts = [layout.key_head, layout.pack(*element.key)]
+    if layout.ranges:
+        parts += (layout.end_head, layout.pack(*element.until))
+    elif element.until:
+        raise ValueError(f"{element}: set {element.set} holds no ranges")
+    if new:
+        if layout.data is Field.VERDICT:
+            parts.append(
+                verdicts.get(element.verdict) or verdicts.setdefault(element.verdict, _goto(element))
+            )
+        elif layout.data is not None:
+            parts.append(nested(_DATA, attribute(_VALUE, struct.pack(layout.data.value, element.data))))
+        if timeouts and (timeout := timeouts.get(element)):
+            parts.append(be64(_TIMEOUT, max(1, round(timeout * 1000))))
+        if element.comment:
+            parts.append(_userdata(element))
+    body = b"".join(parts)
+    return _HEADER.pack(4 + len(body), _LIST_ITEM | _NESTED) + body
+
+
+def _goto(element: Element) -> bytes:
+    if not element.verdict:
+        raise ValueError(f"{element}: an element of map {element.set} needs a verdict")
+    chain = string(_CHAIN, element.verdict)
+    return nested(_DATA, nested(_VERDICT, be32(_CODE, _GOTO & 0xFFFFFFFF), chain))
+
+
+def _userdata(element: Element) -> bytes:
+    comment = element.comment.encode() + b"\0"
+    if len(comment) > _COMMENT_MOST + 1:
+        raise ValueError(
+            f"{element}: a comment has at most {_COMMENT_MOST} bytes, this one {len(comment) - 1}"
+        )
+    return attribute(_USERDATA, bytes((_UDATA_COMMENT, len(comment))) + comment)
+
+
+# -- answers -----------------------------------------------------------------------------------
+
+
+class Decoder:
+    """Reads the elements of one set out of NFT_MSG_NEWSETELEM payloads.
+
+    Comments and verdicts repeat, so their decoded forms are kept by their bytes.
+    """
+
+    def __init__(self, name: SetName) -> None:
+        self._name = name
+        self._layout = LAYOUTS[name]
+        self._comments: dict[bytes, str] = {b"": ""}
+        self._verdicts: dict[bytes, str] = {b"": ""}
+
+    def read(self, payload: bytes) -> Iterator[Held]:
+        """The elements of one message.
+
+        Raises:
+            MalformedError: bytes that do not fit the set's type: another program made it differently.
+        """
+        for where, value in walk(payload, 4):
+            if where == _LIST_ELEMENTS:
+                for _, body in walk(value):
+                    yield self._element(body)
+
+    def _element(self, body: bytes) -> Held:
+        layout = self._layout
+        key = end = data = userdata = b""
+        remaining: float | None = None
+        for where, value in walk(body):
+            if where == _KEY:
+                key = value
+            elif where == _DATA:
+                data = value
+            elif where == _USERDATA:
+                userdata = value
+            elif where == _KEY_END:
+                end = value
+            elif where == _EXPIRATION:
+                remaining = big_endian(value) / 1000
+        if len(key) != 4 + layout.size or (end and len(end) != 4 + layout.size):
+            raise MalformedError(f"set {self._name} holds a key of {len(key) - 4} bytes, not {layout.size}")
+        fields = layout.fields(key[4:])
+        until = (layout.fields(end[4:]) if end else fields) if layout.ranges else ()
+        verdict, address = "", b""
+        if layout.data is Field.VERDICT:
+            found = self._verdicts.get(data)
+            verdict = self._verdicts.setdefault(data, verdict_text(data)) if found is None else found
+        elif layout.data is not None:
+            address = data[4:]
+        comment = self._comments.get(userdata)
+        if comment is None:
+            comment = self._comments.setdefault(userdata, comment_text(userdata))
+        return Held(Element(self._name, fields, verdict, Address(address), comment, until), remaining)
+
+
+def verdict_text(data: bytes) -> str:
+    """The chain of a goto; any other verdict in nft's words (`drop`, `jump x`): no chain can have such a name."""
+    inner = attributes(attributes(data).get(_VERDICT, b""))
+    code = struct.unpack(">i", inner.get(_CODE, b"\0\0\0\0"))[0]
+    chain = inner.get(_CHAIN, b"").rstrip(b"\0").decode("utf-8", "replace")
+    if code == _GOTO:
+        return chain
+    return f"{_VERDICTS.get(code, f'verdict {code}')} {chain}".rstrip()
+
+
+def comment_text(userdata: bytes) -> str:
+    """The comment in an element's user data, "" if there is none."""
+    at = 0
+    while at + 2 <= len(userdata):
+        length = userdata[at + 1]
+        if userdata[at] == _UDATA_COMMENT:
+            return userdata[at + 2 : at + 2 + length].rstrip(b"\0").decode("utf-8", "replace")
+        at += 2 + length
+    return ""
+
+
+class Generation(msgspec.Struct, frozen=True, gc=False):
+    """The rule set's generation: `number` grows by one with every change by anybody in this namespace.
+
+    process: pid (of the initial pid namespace) and name of who made it.
+    """
+
+    number: int
+    process: int = 0
+    name: str = ""
+
+
+def generation(payload: bytes) -> Generation:
+    """What an NFT_MSG_NEWGEN says."""
+    found = attributes(payload, 4)
+    name = found.get(_PROCESS_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
+    return Generation(big_endian(found.get(_GENERATION_ID, b"")), big_endian(found.get(_PROCESS, b"")), name)
