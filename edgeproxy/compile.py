@@ -30,7 +30,7 @@ from edgeproxy.model import Element, Finding, Frontend, Protocol, RealServer, Re
 from edgeproxy.records import Service, ServicePort, TrafficPolicy
 from edgeproxy.selection import Backend, Node, Selection, select
 from edgeproxy.settings import Masquerade, Proxy
-from edgeproxy.state import ElementKey, HealthCheck, Part, Target, key_of
+from edgeproxy.ledger import ElementKey, HealthCheck, Part, Target, key_of
 
 MH_PORT = 0x10
 """IP_VS_SVC_F_SCHED_MH_PORT: the mh scheduler hashes the source port, too (as kube-proxy does)."""

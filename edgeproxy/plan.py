@@ -31,7 +31,7 @@ from edgeproxy.kernel.ipvs_operations import (
     RemoveVirtual,
 )
 from edgeproxy.model import Element, Frontend, Protocol, RealServer, SetName
-from edgeproxy.state import Actual, Desired, Drain, ElementKey, Socket, Target, Touched, key_of
+from edgeproxy.ledger import Actual, Desired, Drain, ElementKey, Socket, Target, Touched, key_of
 
 Connections = Mapping[Frontend, Mapping[Socket, int]]
 """Connections, active and inactive, per real server; a frontend left out was not read."""
