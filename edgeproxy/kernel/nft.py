@@ -23,11 +23,9 @@ from typing import Self, TypeVar
 from edgeproxy.kernel.netlink import Answer, Flag, Message, NetlinkError, answer, message, string
 from edgeproxy.kernel.netlink_socket import NETLINK_NETFILTER, NetlinkSocket
 from edgeproxy.kernel.nft_codec import (
-    TABLE,
     Change,
     Command,
     Decoder,
-    Family,
     Generation,
     Held,
     begin,
@@ -40,6 +38,7 @@ from edgeproxy.kernel.nft_codec import (
 )
 from edgeproxy.kernel.nft_frame import Parts, SetEntry, fingerprint, list_items, set_entry, table_of
 from edgeproxy.kernel.nft_script import NftError, run
+from edgeproxy.kernel.nft_sets import TABLE, Family, describe
 from edgeproxy.kernel.notices import port_id
 from edgeproxy.model import Element, SetName
 
@@ -63,13 +62,13 @@ class ElementRefusedError(NftError):
         self.element = element
         self.errno = said.errno
         verb = "adding" if change.command is Command.NEW_ELEMENTS else "deleting"
-        which = element if element is not None else f"one of {len(change.elements)} elements"
+        which = describe(element) if element is not None else f"one of {len(change.elements)} elements"
         hint = (
             ": it is there with other data; remove it in the same commit"
             if said.errno == errno.EEXIST
             else ""
         )
-        super().__init__(f"{verb} {which} in set {change.set} of table inet {TABLE}: {said}{hint}")
+        super().__init__(f"{verb} {which}, set {change.set} of table inet {TABLE}: {said}{hint}")
 
 
 class Nft:
@@ -104,7 +103,7 @@ class Nft:
     # -- generation ----------------------------------------------------------------------------
 
     def generation(self) -> Generation:
-        """The rule set's present generation and who made it.
+        """The rule set's present generation.
 
         Raises:
             NftError: the kernel refused.
@@ -225,11 +224,12 @@ class Nft:
             change, said = refused[0]
             if said.errno != errno.ENOENT:
                 raise ElementRefusedError(change, change.at(said.offset), said)
+            self.dump(change.set)  # names a missing set
             there = self._present(gone)
             if len(there) == len(gone):
+                missing = sorted({element.verdict for element in change.elements})
                 raise FrameMissingError(
-                    f"element {change.at(said.offset) or change.elements[0]} of set {change.set} names a chain "
-                    f"that table inet {TABLE} does not have: load the frame again"
+                    f"table inet {TABLE} lacks one of the chains {missing}: load the frame"
                 )
             gone = there
         raise NftError(
@@ -250,7 +250,8 @@ class Nft:
             # Somebody else changed the rule set since we last looked: from here on, no claim about it.
             self._seen = 0
             refused, _ = self._send(batch, 0)
-        if not refused and self._seen:
+        # A batch that changes nothing (all of it is there) makes no generation.
+        if not refused and self._seen and self.generation().number == _next(self._seen):
             self._seen = _next(self._seen)
         return refused
 

@@ -10,7 +10,7 @@ carries many elements of one set, as far as the 16 bit length of an attribute go
 
 where the value of a concatenated key is its fields in order, each padded to four bytes, numbers
 in network order. A comment lives in USERDATA as libnftables writes it, so that `nft list` shows it:
-one byte type, one byte length, the text and a NUL. Which fields a set has is data: :data:`SETS`.
+one byte type, one byte length, the text and a NUL. Which fields a set has is data: :data:`~edgeproxy.kernel.nft_sets.SETS`.
 
 Sources: include/uapi/linux/netfilter/nf_tables.h and nf_tables_api.c of the kernel, udata.h of libnftnl.
 """
@@ -35,23 +35,12 @@ from edgeproxy.kernel.netlink import (
     string,
     walk,
 )
+from edgeproxy.kernel.nft_sets import SETS, TABLE, Family, Field, SetType
 from edgeproxy.model import Element, Protocol, SetName
-
-TABLE = "edgeproxy"
-COMMENT_LIMIT = 128
-"""Longest comment nft itself accepts when a listing is read back; the kernel takes up to 253 bytes."""
 
 _COMMENT_MOST = 253
 _MESSAGE = 32 << 10
 """Bytes of elements per message; an attribute can't exceed 65,535."""
-
-
-class Family(enum.IntEnum):
-    """NFPROTO_*: the family of a table."""
-
-    UNSPECIFIED = 0
-    INET = 1
-    ARP = 3
 
 
 class Command(enum.IntEnum):
@@ -71,59 +60,13 @@ class Command(enum.IntEnum):
     GET_GENERATION = 16
 
 
-class Field(enum.Enum):
-    """What a field of a key or of data can be: its form in `struct` notation."""
-
-    IPV4 = "4s"
-    IPV6 = "16s"
-    PROTOCOL = "B3x"
-    PORT = "H2x"
-    VERDICT = ""
-
-
-class SetType(msgspec.Struct, frozen=True):
-    """How a set of our tables is typed.
-
-    key: the fields of the key in order; data: what a map gives, None for a set.
-    ranges: every element is a range per field and has a closing key.
-    """
-
-    key: tuple[Field, ...]
-    data: Field | None = None
-    ranges: bool = False
-    family: Family = Family.INET
-
-
-def _both(name: str, *key: Field, data: Field | None = None, ranges: bool = False) -> dict[SetName, SetType]:
-    """The same set for both families, `Field.IPV4` standing for the family's address."""
-    six = tuple(Field.IPV6 if field is Field.IPV4 else field for field in key)
-    data6 = Field.IPV6 if data is Field.IPV4 else data
-    return {
-        SetName(f"{name}4"): SetType(key, data, ranges),
-        SetName(f"{name}6"): SetType(six, data6, ranges),
-    }
-
-
-_FRONTEND = (Field.IPV4, Field.PROTOCOL, Field.PORT)
-
-SETS: Mapping[SetName, SetType] = {
-    **_both("frontends", *_FRONTEND, data=Field.VERDICT),
-    **_both("addresses", Field.IPV4),
-    **_both("node_ports", Field.PROTOCOL, Field.PORT, data=Field.VERDICT),
-    **_both("hairpin", Field.IPV4, Field.IPV4),
-    **_both("detours", *_FRONTEND, data=Field.IPV4),
-    **_both("sources", *_FRONTEND, Field.IPV4, ranges=True),
-    **_both("drains", *_FRONTEND, Field.IPV4, Field.PORT),
-}
-"""Every set whose elements come from records."""
-
 # Attribute types of nf_tables.h.
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ITEM = 1
 _KEY, _DATA, _TIMEOUT, _EXPIRATION, _USERDATA, _KEY_END = 1, 2, 4, 5, 6, 10
 _VALUE, _VERDICT = 1, 2
 _CODE, _CHAIN = 1, 2
-_GENERATION_ID, _PROCESS, _PROCESS_NAME = 1, 2, 3
+_GENERATION_ID, _PROCESS_NAME = 1, 3
 _UDATA_COMMENT = 0
 
 _SUBSYSTEM = 10 << 8
@@ -393,16 +336,15 @@ def comment_text(userdata: bytes) -> str:
 class Generation(msgspec.Struct, frozen=True, gc=False):
     """The rule set's generation: `number` grows by one with every change by anybody in this namespace.
 
-    process: pid (of the initial pid namespace) and name of who made it.
+    program: name of the process that made it; in an answer to a question, of the one that asks.
     """
 
     number: int
-    process: int = 0
-    name: str = ""
+    program: str = ""
 
 
 def generation(payload: bytes) -> Generation:
     """What an NFT_MSG_NEWGEN says."""
     found = attributes(payload, 4)
     name = found.get(_PROCESS_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
-    return Generation(big_endian(found.get(_GENERATION_ID, b"")), big_endian(found.get(_PROCESS, b"")), name)
+    return Generation(big_endian(found.get(_GENERATION_ID, b"")), name)

@@ -14,8 +14,9 @@ import msgspec
 from edgeproxy.kernel.netlink import OverrunError
 from edgeproxy.kernel.netlink_socket import NETLINK_NETFILTER, NetlinkSocket
 from edgeproxy.kernel.nft import Nft
-from edgeproxy.kernel.nft_codec import TABLE, Command, generation, kind
+from edgeproxy.kernel.nft_codec import Command, generation, kind
 from edgeproxy.kernel.nft_frame import table_of
+from edgeproxy.kernel.nft_sets import TABLE
 from edgeproxy.kernel.notices import ignore
 
 _GROUP_NFTABLES = 7
@@ -96,6 +97,6 @@ class RuleSetWatch:
                 if notice.port_id in self._nft.children:
                     continue
                 if notice.type == kind(Command.NEW_GENERATION):
-                    programs.add(generation(notice.payload).name)
+                    programs.add(generation(notice.payload).program)
                 elif name := table_of(notice.payload):
                     tables.add(Table(notice.payload[0], name))

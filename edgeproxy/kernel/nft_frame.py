@@ -3,7 +3,7 @@
 Loaded twice, the same script gives the same fingerprint, on one kernel: what the kernel counts or
 numbers by itself (handles, use counts, packet counters, names of anonymous sets) is left out, and
 an anonymous set is named by its content instead. Elements of the sets that records fill
-(:data:`~edgeproxy.kernel.nft_codec.SETS`) do not count; those of interval and anonymous sets, which
+(:data:`~edgeproxy.kernel.nft_sets.SETS`) do not count; those of interval and anonymous sets, which
 come with the script, do.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from edgeproxy.kernel.netlink import Attributes, attribute, attributes, big_endian, text, walk
-from edgeproxy.kernel.nft_codec import SETS
+from edgeproxy.kernel.nft_sets import SETS
 
 # Attribute types of nf_tables.h. The table's name is attribute 1 of every kind of object.
 _TABLE = 1
@@ -30,6 +30,8 @@ _SET_TYPE, _SET_COUNT = 19, 20  # added by newer kernels; the count is of elemen
 _SET_VOLATILE = frozenset({_SET_ID, _SET_HANDLE, _SET_TYPE, _SET_COUNT})
 _ANONYMOUS, _INTERVAL = 0x1, 0x4
 _LIST_ELEMENTS = 3
+_ELEMENT_KEY, _ELEMENT_FLAGS = 1, 3
+_INTERVAL_END = 0x1
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _LOOKUP_SET, _LOOKUP_SET_ID = 1, 4
 _COUNTING = frozenset({"counter", "quota", "last", "connlimit"})
@@ -112,10 +114,17 @@ def _lines(parts: Parts) -> Iterator[bytes]:
 def _content(entry: SetEntry, elements: tuple[bytes, ...]) -> bytes:
     skip = _SET_VOLATILE | {_SET_NAME} if entry.anonymous else _SET_VOLATILE
     digest = hashlib.blake2b(_stable(entry.attributes, skip), digest_size=16)
-    for element in sorted(elements):
+    for element in sorted(e for e in elements if not _opening_mark(e)):
         digest.update(len(element).to_bytes(4))
         digest.update(element)
     return digest.digest()
+
+
+def _opening_mark(element: bytes) -> bool:
+    """Whether it ends an interval at key 0, where none can have begun: nft adds it when it refills a set."""
+    found = attributes(element)
+    ends = big_endian(found.get(_ELEMENT_FLAGS, b"")) & _INTERVAL_END
+    return bool(ends) and not any(attributes(found.get(_ELEMENT_KEY, b"")).get(1, b"\1"))
 
 
 def _expressions(listed: bytes, anonymous: Mapping[str, bytes]) -> Iterator[bytes]:
