@@ -111,11 +111,11 @@ def configure_logging(level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
-def _send(message: str, **found: object) -> None:
+def _send(text: str, /, **found: object) -> None:
     kept = {
         name: value for name, value in found.items() if name in KEPT_FIELDS or name.startswith(OWN_FIELDS)
     }
-    journal.send(message, **kept)
+    journal.send(text, **kept)
 
 
 def _stderr_is_journal(environment: Mapping[str, str]) -> bool:
