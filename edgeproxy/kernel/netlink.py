@@ -31,7 +31,7 @@ import msgspec
 HEADER_LENGTH = 16
 GENERIC_HEADER_LENGTH = 4
 _ERROR_HEAD = 4 + HEADER_LENGTH
-_NESTED = 0x8000
+NESTED = 0x8000
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 _HEADER = struct.Struct("=IHHII")
@@ -204,7 +204,7 @@ def attribute(kind: int, value: bytes) -> bytes:
 def nested(kind: int, *values: bytes) -> bytes:
     """An attribute whose value is a row of attributes; carries NLA_F_NESTED."""
     value = b"".join(values)
-    return _ATTRIBUTE.pack(4 + len(value), kind | _NESTED) + value
+    return _ATTRIBUTE.pack(4 + len(value), kind | NESTED) + value
 
 
 def u8(kind: int, value: int) -> bytes:
