@@ -1,4 +1,4 @@
-"""Notification sockets that stay silent about what the process itself does.
+"""Options of netlink sockets; above all, notification sockets that are silent about the process's own doing.
 
 Every netlink notification names in its header the port id of the socket whose request caused
 it. A two-line socket filter drops our own in the kernel, so that applying ten thousand elements
@@ -7,6 +7,7 @@ neither wakes the daemon nor fills the queue of its own subscription.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import socket
 import struct
@@ -14,6 +15,8 @@ import struct
 from edgeproxy.kernel.netlink_socket import NetlinkSocket
 
 _ATTACH_FILTER = 26
+_SOL_NETLINK = 270
+_GET_STRICT_CHECK = 12
 _INSTRUCTION = struct.Struct("=HBBI")
 _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _PORT_ID_AT = 12
@@ -25,6 +28,16 @@ def port_id(netlink: NetlinkSocket) -> int:
     view = socket.socket(fileno=netlink.fileno())
     try:
         return int(view.getsockname()[0])
+    finally:
+        view.detach()
+
+
+def strict(netlink: NetlinkSocket) -> None:
+    """Let the kernel check and obey the filters of dump requests; kernels before 4.20 go on listing all."""
+    view = socket.socket(fileno=netlink.fileno())
+    try:
+        with contextlib.suppress(OSError):
+            view.setsockopt(_SOL_NETLINK, _GET_STRICT_CHECK, 1)
     finally:
         view.detach()
 
