@@ -13,7 +13,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from edgeproxy.address import Address, Network, parse, parse_network
-from edgeproxy.settings import Listen, PortRange
+from edgeproxy.settings import ETCD_PORT, Listen, PortRange
 
 E = TypeVar("E", bound=str)
 
@@ -196,7 +196,7 @@ def prefix(value: object) -> str:
 
 
 def endpoint(value: object) -> str:
-    """An etcd endpoint URL, without a trailing slash."""
+    """An etcd endpoint URL, normalised to scheme, host and port (default 2379)."""
     expected = 'a URL such as "http://127.0.0.1:2379" or "https://etcd.example:2379"'
     if not isinstance(value, str) or any(c.isspace() for c in value):
         raise Unexpected(expected)
@@ -205,13 +205,11 @@ def endpoint(value: object) -> str:
         port, host = url.port, url.hostname
     except ValueError:
         raise Unexpected(expected) from None
-    if url.scheme not in ("http", "https") or not host or not _is_host(host):
+    if url.scheme not in ("http", "https") or not host or port == 0 or not _is_host(host):
         raise Unexpected(expected)
-    if not port:
-        raise Unexpected(f"{expected}, with the port number written out")
     if url.path.strip("/") or url.query or url.fragment or "@" in url.netloc:
         raise Unexpected(f"{expected}, with nothing but scheme, host and port")
-    return f"{url.scheme}://{url.netloc}"
+    return f"{url.scheme}://{Listen(host, port or ETCD_PORT)}"
 
 
 def _is_host(text: str) -> bool:

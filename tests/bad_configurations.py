@@ -161,9 +161,14 @@ BAD_CONFIGURATIONS = (
         ('etcd.endpoints[0]: found "etcd1:2379", expected a URL such as "http://127.0.0.1:2379"',),
     ),
     Bad(
-        "endpoint without port",
-        '[etcd]\nendpoints = ["http://etcd1"]\n',
-        ("etcd.endpoints[0]", "port number"),
+        "endpoint with a path",
+        '[etcd]\nendpoints = ["http://etcd1:2379/v3"]\n',
+        ("etcd.endpoints[0]", "with nothing but scheme, host and port"),
+    ),
+    Bad(
+        "endpoint port",
+        '[etcd]\nendpoints = ["http://etcd1:99999"]\n',
+        ("etcd.endpoints[0]", "expected a URL"),
     ),
     Bad(
         "endpoints mixed",

@@ -50,7 +50,7 @@ def test_every_key_can_be_set() -> None:
     settings = parse(
         """
         [etcd]
-        endpoints = ["https://etcd1.example:2379/", "https://[fd00::2]:2379"]
+        endpoints = ["https://etcd1.example/", "https://[fd00::2]:2379"]
         prefix = "/edge/services"
         ca_file = "/run/ca.pem"
         cert_file = "/run/cert.pem"
