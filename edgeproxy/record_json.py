@@ -276,10 +276,16 @@ _ELSEWHERE = {
 
 
 def _suggestion(name: str, known: list[str], path: str) -> str:
+    """Advice for an unknown field: the nearest name here, or where in the record the name belongs."""
+    if near := _nearest(name, known):
+        return f": did you mean `{near}`?"
+    near = "" if path else _nearest(name, list(_ELSEWHERE))
+    if near and any(_ELSEWHERE[near].startswith(field) for field in known):
+        return f": did you mean `{near}` in `{_ELSEWHERE[near]}`?"
+    return ""
+
+
+def _nearest(name: str, known: list[str]) -> str:
     plain = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), plain, 1, 0.7)
-    if near:
-        return f": did you mean `{plain[near[0]]}`?"
-    if not path and _ELSEWHERE.get(name, "").partition("[")[0].partition(".")[0] in known:
-        return f": it belongs in `{_ELSEWHERE[name]}`"
-    return ""
+    return plain[near[0]] if near else ""

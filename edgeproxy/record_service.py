@@ -92,7 +92,7 @@ def _address(path: str, found: str, problems: Problems) -> Address | None:
 
 
 def _addresses(field: str, found: list[str | None] | None, problems: Problems) -> tuple[Address, ...]:
-    """The addresses of a list, sorted, each once."""
+    """The addresses of a list, sorted, IPv4 first, each once."""
     addresses: dict[Address, int] = {}
     for index, item in enumerate(found or ()):
         address = None if item is None else _address(f"{field}[{index}]", item, problems)
@@ -103,7 +103,7 @@ def _addresses(field: str, found: list[str | None] | None, problems: Problems) -
                 f"{field}[{index}]", f"{item} is already at {field}[{addresses[address]}]; once is enough"
             )
         addresses.setdefault(address, index)
-    return tuple(sorted(addresses))
+    return tuple(sorted(addresses, key=lambda address: (len(address), address)))
 
 
 def _cluster_ips(fields: WireService, problems: Problems) -> tuple[Address, ...]:
