@@ -35,10 +35,9 @@ from edgeproxy.kernel.netlink import (
     string,
     walk,
 )
-from edgeproxy.kernel.nft_sets import SETS, TABLE, Family, Field, SetType
+from edgeproxy.kernel.nft_sets import COMMENT_LIMIT, SETS, TABLE, Family, Field, SetType
 from edgeproxy.model import Element, Protocol, SetName
 
-_COMMENT_MOST = 253
 _MESSAGE = 32 << 10
 """Bytes of elements per message; an attribute can't exceed 65,535."""
 
@@ -81,10 +80,13 @@ _PROTOCOLS: dict[int, Protocol] = {int(protocol): protocol for protocol in Proto
 Part = Address | Protocol | int
 
 
+_LENGTHS = {Field.IPV4: 4, Field.IPV6: 16}
+
+
 class Layout:
     """The compiled form of one set type: what is the same for all of its elements."""
 
-    __slots__ = ("data", "end_head", "key_head", "pack", "protocol", "ranges", "size", "unpack")
+    __slots__ = ("data", "end_head", "key_head", "lengths", "pack", "protocol", "ranges", "size", "unpack")
 
     def __init__(self, kind: SetType) -> None:
         form = struct.Struct(">" + "".join(field.value for field in kind.key))
@@ -96,7 +98,21 @@ class Layout:
         self.end_head = _HEADER.pack(8 + form.size, _KEY_END | _NESTED) + inner
         self.ranges = kind.ranges
         self.data = kind.data
+        # struct cuts and pads byte strings without a word.
+        self.lengths = [(at, _LENGTHS[field]) for at, field in enumerate(kind.key) if field in _LENGTHS]
         self.protocol = kind.key.index(Field.PROTOCOL) if Field.PROTOCOL in kind.key else -1
+
+    def value(self, key: tuple[Part, ...]) -> bytes:
+        """The value of a key.
+
+        Raises:
+            TypeError, struct.error: its fields are not those of the set.
+        """
+        for at, length in self.lengths:
+            field = key[at]
+            if not isinstance(field, bytes) or len(field) != length:
+                raise TypeError(f"field {at + 1} is no address of {length} bytes")
+        return self.pack(*key)
 
     def fields(self, value: bytes) -> tuple[Part, ...]:
         """The fields of a key value."""
@@ -200,7 +216,7 @@ def _messages(
     for element in elements:
         try:
             body = _encode(layout, element, command is Command.NEW_ELEMENTS, timeouts, verdicts)
-        except (struct.error, TypeError) as error:
+        except (struct.error, TypeError, IndexError) as error:
             raise ValueError(f"{element} does not fit the type of set {name}: {error}") from None
         if size + len(body) > _MESSAGE:
             yield Change(command, name, tuple(members), tuple(starts), head + _elements(parts))
@@ -219,9 +235,9 @@ def _elements(parts: list[bytes]) -> bytes:
 def _encode(
     layout: Layout, element: Element, new: bool, timeouts: Mapping[Element, float], verdicts: dict[str, bytes]
 ) -> bytes:
-    parts = [layout.key_head, layout.pack(*element.key)]
+    parts = [layout.key_head, layout.value(element.key)]
     if layout.ranges:
-        parts += (layout.end_head, layout.pack(*element.until))
+        parts += (layout.end_head, layout.value(element.until))
     elif element.until:
         raise ValueError(f"{element}: set {element.set} holds no ranges")
     if new:
@@ -230,7 +246,9 @@ def _encode(
                 verdicts.get(element.verdict) or verdicts.setdefault(element.verdict, _goto(element))
             )
         elif layout.data is not None:
-            parts.append(nested(_DATA, attribute(_VALUE, struct.pack(layout.data.value, element.data))))
+            if len(element.data) != _LENGTHS[layout.data]:
+                raise TypeError(f"its data is no address of {_LENGTHS[layout.data]} bytes")
+            parts.append(nested(_DATA, attribute(_VALUE, element.data)))
         if timeouts and (timeout := timeouts.get(element)):
             parts.append(be64(_TIMEOUT, max(1, round(timeout * 1000))))
         if element.comment:
@@ -248,9 +266,9 @@ def _goto(element: Element) -> bytes:
 
 def _userdata(element: Element) -> bytes:
     comment = element.comment.encode() + b"\0"
-    if len(comment) > _COMMENT_MOST + 1:
+    if len(comment) > COMMENT_LIMIT + 1:
         raise ValueError(
-            f"{element}: a comment has at most {_COMMENT_MOST} bytes, this one {len(comment) - 1}"
+            f"{element}: a comment has at most {COMMENT_LIMIT} bytes, this one {len(comment) - 1}"
         )
     return attribute(_USERDATA, bytes((_UDATA_COMMENT, len(comment))) + comment)
 

@@ -12,7 +12,7 @@ from edgeproxy.model import Element, Protocol, SetName
 
 TABLE = "edgeproxy"
 COMMENT_LIMIT = 128
-"""Longest comment, in bytes, that nft shows and reads back; the kernel takes up to 253."""
+"""Longest comment of an element, in bytes: nft shows no longer one, and some sets lose it without an error."""
 
 
 class Family(enum.IntEnum):
@@ -86,3 +86,8 @@ def _field_text(part: Address | Protocol | int) -> str:
     if isinstance(part, bytes):
         return text(part)
     return part.name.lower() if isinstance(part, Protocol) else str(part)
+
+
+def comment(service: str) -> str:
+    """The comment that names a service: its name, cut to what an element can carry."""
+    return service.encode()[:COMMENT_LIMIT].decode(errors="ignore")
