@@ -141,6 +141,7 @@ def _send_tree(vm: LabVM) -> None:
 
 
 def _command(vm: LabVM, arguments: argparse.Namespace) -> int:
+    vm.run(["sh", "-c", f"rm -rf {RESULTS}/*"]).check()
     columns = str(shutil.get_terminal_size((100, 24)).columns)
     result = vm.run(
         arguments.command,
