@@ -4,17 +4,19 @@ Writing. Operations go in batches, many messages in one `send`; only the last as
 acknowledgement, errors come back by themselves with the sequence number of their message, and
 the kernel goes on with the message after an error. Several things bound a batch: the send
 buffer (EMSGSIZE), the receive buffer (every message may be refused, and each refusal occupies
-about 1 KiB there) and the time the caller can be kept waiting. Almost all operations cost
-microseconds, but an edit that changes the scheduler waits for an RCU grace period
-(`synchronize_rcu` in ip_vs_edit_service), tens of milliseconds each: so the batch size follows
-the time the last batch took.
+about 1 KiB there) and the time the caller can be kept waiting. Most operations cost
+microseconds, but a new scheduler waits for an RCU grace period (`synchronize_rcu` in
+ip_vs_edit_service), 10 ms and more each, and an AddReal searches the list of all destinations
+that were removed in the last two minutes (`ip_vs_trash_get_dest`): so few edits go in one batch,
+and the size of a batch follows the time the last one took.
 
-Reading. The kernel lists virtual servers in one dump, but destinations only per virtual server.
-A dump that fits into one datagram (about 80 destinations) is finished inside `send`, so many of
-them travel in one; after one that does not fit, the rest of the batch is refused with EBUSY and
-asked for again singly. The alternative, one pass over /proc/net/ip_vs, shows neither scheduler
-flags nor thresholds nor tunnels, and its text can tear when servers change between two reads of
-a page; measurements are in docs/ipvs.md.
+Reading. The kernel lists virtual servers in one dump, but destinations only per virtual server,
+and a socket can have one dump under way: an IPVS dump that has anything to say is never finished
+inside `send` (ip_vs_genl_dump_dests returns the length, so it is called again), the next request
+in the datagram is refused with EBUSY. So it is one `send` and two `recv` per virtual server,
+which costs the kernel about as much as printing /proc/net/ip_vs; that file shows neither
+scheduler flags nor thresholds nor tunnels. Nearly all the time was spent in decoding, so that is
+what was made fast (:func:`~edgeproxy.kernel.ipvs_codec.decode_destinations`).
 
 Errors: :class:`NoIpvsError` if the kernel has no IPVS; those of :mod:`edgeproxy.kernel.netlink`.
 """
@@ -30,15 +32,23 @@ from typing import Self
 from edgeproxy.address import Address
 from edgeproxy.kernel import ipvs_codec as codec
 from edgeproxy.kernel import netlink
-from edgeproxy.kernel.ipvs_codec import (
-    Command,
+from edgeproxy.kernel.ipvs_codec import Command
+from edgeproxy.kernel.ipvs_entries import (
     DestinationEntry,
     Information,
     Timeouts,
     VirtualServerEntry,
     VirtualServerState,
 )
-from edgeproxy.kernel.ipvs_operations import Failure, Operation, encode, failure, follow_up, target
+from edgeproxy.kernel.ipvs_operations import (
+    EditVirtual,
+    Failure,
+    Operation,
+    encode,
+    failure,
+    follow_up,
+    target,
+)
 from edgeproxy.kernel.netlink import Answer, Flag, NetlinkError, OverrunError, RefusedError
 from edgeproxy.kernel.netlink_socket import NETLINK_GENERIC, NetlinkSocket
 from edgeproxy.model import Frontend
@@ -51,13 +61,14 @@ SLICE_SECONDS = 0.03
 """A slice of writing or reading aims at less than this."""
 
 _FIRST_BATCH = 64
+_TOO_MUCH = (errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM)
 _LARGEST_BATCH = 1024
-_LARGEST_READ = 64
-# What one refusal and one part of a dump occupy in the receive buffer, rounded up.
+# Each may wait for a grace period.
+_EDITS_IN_A_BATCH = 4
+# What one refusal occupies in the receive buffer and one message in the send buffer, rounded up.
 _REFUSAL_BYTES = 2048
-_PART_BYTES = 48 << 10
-# A message is at most about 200 bytes.
 _MESSAGE_BYTES = 256
+# Add, edit because it exists, add because it does not: then someone else works against us.
 _ROUNDS = 3
 
 
@@ -90,7 +101,6 @@ class Ipvs:
             self._netlink.send_buffer // 2 // _MESSAGE_BYTES,
         )
         self._largest_batch = max(1, min(_LARGEST_BATCH, room))
-        self._largest_read = max(1, min(_LARGEST_READ, self._netlink.receive_buffer // 2 // _PART_BYTES))
 
     def __enter__(self) -> Self:
         return self
@@ -121,60 +131,71 @@ class Ipvs:
         """As :meth:`apply`, but yields the failures of each slice after it is in the kernel.
 
         A slice is at most `slice_size` operations, fewer while the kernel is slow: it aims at
-        :data:`SLICE_SECONDS`. A generator that is not run to its end has done whole slices only.
+        :data:`SLICE_SECONDS`. A generator that is not run to its end has done whole slices only;
+        an AddReal among them that met an entry already there may not have edited it yet.
         """
-        largest = max(1, min(slice_size, self._largest_batch))
+        return self._rounds(operations, max(1, slice_size), _ROUNDS)
+
+    def _rounds(self, operations: Sequence[Operation], largest: int, rounds: int) -> Iterator[list[Failure]]:
+        if not rounds:
+            yield [failure(operation, errno.EAGAIN) for operation in operations]
+            return
         start = 0
         while start < len(operations):
-            size = min(self._batch, largest)
-            part = operations[start : start + size]
-            began = time.monotonic()
-            failures = self._apply_slice(part)
-            self._adapt(time.monotonic() - began, len(part), size, largest)
+            part = self._next_batch(operations, start, largest)
             start += len(part)
+            failures, again = self._apply_batch(part)
             yield failures
+            if again:
+                yield from self._rounds(again, largest, rounds - 1)
 
-    def _adapt(self, took: float, done: int, size: int, largest: int) -> None:
+    def _next_batch(self, operations: Sequence[Operation], start: int, largest: int) -> Sequence[Operation]:
+        end = min(start + min(self._batch, largest, self._largest_batch), len(operations))
+        edits = 0
+        for at in range(start, end):
+            if isinstance(operations[at], EditVirtual):
+                edits += 1
+                if edits == _EDITS_IN_A_BATCH:
+                    return operations[start : at + 1]
+        return operations[start:end]
+
+    def _apply_batch(self, operations: Sequence[Operation]) -> tuple[list[Failure], list[Operation]]:
+        """What failed, and what has to be done instead of some operations."""
+        began = time.monotonic()
+        refused = self._send(operations)
+        self._adapt(len(operations), time.monotonic() - began)
+        failures: list[Failure] = []
+        again: list[Operation] = []
+        last = {target(operation): at for at, operation in enumerate(operations)} if refused else {}
+        for at, said in refused:
+            operation = operations[at]
+            if said.errno == errno.EPERM:
+                raise RefusedError(f"{operation} (changing IPVS needs CAP_NET_ADMIN)", said)
+            then = follow_up(operation, said.errno, said.reason)
+            if isinstance(then, Failure):
+                failures.append(then)
+            elif then is not None and last[target(operation)] == at:
+                # Unless a later operation of this batch has settled the same target already.
+                again.append(then)
+        return failures, again
+
+    def _adapt(self, done: int, took: float) -> None:
         if took > SLICE_SECONDS:
             self._batch = max(1, int(done * SLICE_SECONDS / took))
-        elif done == size and took < SLICE_SECONDS / 2:
-            self._batch = min(largest, size * 2)
-
-    def _apply_slice(self, operations: Sequence[Operation]) -> list[Failure]:
-        failures: list[Failure] = []
-        for _ in range(_ROUNDS):
-            refused = self._send(operations)
-            if not refused:
-                return failures
-            last = {target(operation): at for at, operation in enumerate(operations)}
-            again: list[Operation] = []
-            for at, said in refused:
-                operation = operations[at]
-                if said.errno == errno.EPERM:
-                    raise RefusedError(f"{operation} (changing IPVS needs CAP_NET_ADMIN)", said)
-                then = follow_up(operation, said.errno)
-                if isinstance(then, Failure):
-                    failures.append(failure(operation, said.errno, said.reason))
-                elif then is not None and last[target(operation)] == at:
-                    # Unless a later operation of this slice has settled the same target already.
-                    again.append(then)
-            operations = again
-            if not operations:
-                return failures
-        # Someone makes and removes the same entry as fast as we do.
-        return failures + [failure(operation, errno.EAGAIN) for operation in operations]
+        elif took < SLICE_SECONDS / 2:
+            self._batch = min(_LARGEST_BATCH, max(self._batch, done * 2))
 
     def _send(self, operations: Sequence[Operation]) -> list[tuple[int, Answer]]:
         """Positions and answers of the operations that were refused."""
         try:
             refused = self._send_once(operations)
-        except OverrunError:
-            if len(operations) == 1:
+        except (OverrunError, OSError) as error:
+            if len(operations) == 1 or (isinstance(error, OSError) and error.errno not in _TOO_MUCH):
                 raise
-            # Some answers are lost. What was done may be done again, in batches whose answers fit.
+            # Answers are lost, or nothing was sent. What was done may be done again.
             half = len(operations) // 2
-            second = self._send(operations[half:])
-            return self._send(operations[:half]) + [(at + half, said) for at, said in second]
+            first = self._send(operations[:half])
+            return first + [(half + at, said) for at, said in self._send(operations[half:])]
         if any(said.errno == errno.ENOENT for _, said in refused) and self._renewed():
             return self._send_once(operations)
         return refused
@@ -208,17 +229,20 @@ class Ipvs:
         return [state for part in self.read_in_slices(statistics=statistics) for state in part]
 
     def read_in_slices(self, *, statistics: bool = False) -> Iterator[list[VirtualServerState]]:
-        """As :meth:`dump`, but yields after each exchange with the kernel.
+        """As :meth:`dump`, but yields every :data:`SLICE_SECONDS` what was read since.
 
         It is no snapshot: what changes meanwhile may be seen in its old or in its new state, and a
         virtual server that is removed meanwhile may hide another one. A writer that acts on it
         finds out, for every operation is safe to repeat.
         """
-        servers = self._virtual_servers(statistics=statistics)
-        for start in range(0, len(servers), self._largest_read):
-            part = servers[start : start + self._largest_read]
-            lists = self._destinations(part, statistics=statistics)
-            yield [VirtualServerState(server, found) for server, found in zip(part, lists, strict=True)]
+        began = time.monotonic()
+        done: list[VirtualServerState] = []
+        for server in self._virtual_servers(statistics=statistics):
+            done.append(VirtualServerState(server, self._destinations(server, statistics=statistics)))
+            if time.monotonic() - began > SLICE_SECONDS:
+                yield done
+                began, done = time.monotonic(), []
+        yield done
 
     def dump_frontend(self, frontend: Frontend, *, statistics: bool = False) -> VirtualServerState | None:
         """One virtual server with its destinations, None if there is none at this frontend."""
@@ -229,17 +253,10 @@ class Ipvs:
         self, frontends: Iterable[Frontend], *, statistics: bool = False
     ) -> dict[Frontend, VirtualServerState]:
         """The virtual servers of some frontends; frontends that are none are left out."""
-        entries = self._named(list(frontends), statistics=statistics)
-        found: dict[Frontend, VirtualServerState] = {}
-        names = list(entries)
-        for start in range(0, len(names), self._largest_read):
-            part = names[start : start + self._largest_read]
-            lists = self._destinations([entries[name] for name in part], statistics=statistics)
-            found.update(
-                (name, VirtualServerState(entries[name], destinations))
-                for name, destinations in zip(part, lists, strict=True)
-            )
-        return found
+        return {
+            frontend: VirtualServerState(server, self._destinations(server, statistics=statistics))
+            for frontend, server in self._named(list(frontends), statistics=statistics).items()
+        }
 
     def connections(self, frontend: Frontend) -> dict[tuple[Address, int], tuple[int, int]]:
         """Active and inactive connections of each destination (address, port) of a frontend.
@@ -270,24 +287,30 @@ class Ipvs:
                     found[name] = codec.decode_service(replies[0], statistics=statistics)
         return found
 
-    def _destinations(
-        self, servers: Sequence[VirtualServerEntry], *, statistics: bool
-    ) -> list[tuple[DestinationEntry, ...]]:
-        """The destinations of each server. A server that is gone has none (the kernel does not tell)."""
-        payloads = [codec.request(Command.GET_DEST, codec.service_identity(server)) for server in servers]
-        lists: list[tuple[DestinationEntry, ...]] = []
-        for server, payload, asked in zip(servers, payloads, self._ask(payloads, Flag.DUMP), strict=True):
-            replies, said = asked
-            if said.errno == errno.EBUSY:
-                ((replies, said),) = self._ask([payload], Flag.DUMP)
-            if said.errno:
-                raise RefusedError("list IPVS destinations", said)
-            lists.append(
-                tuple(
-                    codec.decode_destination(reply, server.family, statistics=statistics) for reply in replies
-                )
-            )
-        return lists
+    def _destinations(self, server: VirtualServerEntry, *, statistics: bool) -> tuple[DestinationEntry, ...]:
+        """The destinations of a server. One that is gone meanwhile has none: the kernel does not tell."""
+        (sequence,) = self._netlink.sequences()
+        payload = codec.request(Command.GET_DEST, codec.service_identity(server))
+        self._netlink.send(netlink.message(self._family, Flag.REQUEST | Flag.DUMP, sequence, payload))
+        found: list[DestinationEntry] = []
+        while datagram := self._netlink.read():
+            fast = None if statistics else codec.decode_destinations(datagram, self._family, sequence)
+            if fast is not None:
+                found += fast
+                continue
+            for reply in netlink.messages(datagram):
+                if reply.sequence != sequence:
+                    continue
+                said = netlink.answer(reply)
+                if said is None:
+                    found.append(
+                        codec.decode_destination(reply.payload, server.family, statistics=statistics)
+                    )
+                elif said.errno:
+                    raise RefusedError("list IPVS destinations", said)
+                else:
+                    return tuple(found)
+        raise OverrunError("the kernel did not finish a list of IPVS destinations")
 
     def _ask(self, payloads: Sequence[bytes], flag: Flag) -> list[tuple[list[bytes], Answer]]:
         """Many reads in one datagram: per request its replies and the final answer."""

@@ -15,6 +15,7 @@ import msgspec
 from edgeproxy.address import Address, with_port
 from edgeproxy.kernel import ipvs_codec as codec
 from edgeproxy.kernel.ipvs_codec import Command
+from edgeproxy.kernel.ipvs_entries import VirtualServerEntry
 from edgeproxy.model import Frontend, RealServer, VirtualServer
 
 
@@ -155,9 +156,9 @@ def encode(operation: Operation) -> bytes:
         case RemoveReal(frontend, address, port):
             return _DEL_DEST + codec.frontend_identity(frontend) + codec.destination_identity(address, port)
         case AddVirtual(server):
-            return _NEW_SERVICE + codec.encode_service(codec.VirtualServerEntry.of(server))
+            return _NEW_SERVICE + codec.encode_service(VirtualServerEntry.of(server))
         case EditVirtual(server):
-            return _SET_SERVICE + codec.encode_service(codec.VirtualServerEntry.of(server))
+            return _SET_SERVICE + codec.encode_service(VirtualServerEntry.of(server))
         case RemoveVirtual(frontend):
             return _DEL_SERVICE + codec.frontend_identity(frontend)
 
@@ -170,9 +171,10 @@ _SET_DEST = codec.request(Command.SET_DEST)
 _DEL_DEST = codec.request(Command.DEL_DEST)
 
 
-def follow_up(operation: Operation, number: int) -> Operation | None | Failure:
+def follow_up(operation: Operation, number: int, said: str = "") -> Operation | None | Failure:
     """What an error number means for an operation: done all the same (None), do this instead, or failed.
 
+    said: the kernel's own sentence, if any.
     ENOENT is "no such destination" for destinations and "no such scheduler" for virtual servers;
     ESRCH is "no such virtual server" for both (ip_vs_ctl.c).
     """
@@ -186,7 +188,7 @@ def follow_up(operation: Operation, number: int) -> Operation | None | Failure:
         case ((RemoveVirtual() | RemoveReal()), (errno.ESRCH | errno.ENOENT)):
             return None
         case _:
-            return failure(operation, number)
+            return failure(operation, number, said)
 
 
 def _describe(server: VirtualServer) -> str:

@@ -119,21 +119,28 @@ class NetlinkSocket:
         Raises:
             OverrunError: the queue was full, at least one datagram was dropped.
         """
+        return list(messages(self.read()))
+
+    def read(self) -> bytes:
+        """The next datagram, b"" if none is queued. Never blocks.
+
+        Raises:
+            OverrunError: as :meth:`receive`.
+        """
         try:
-            datagram = self._socket.recv(_READ)
+            return self._socket.recv(_READ)
         except BlockingIOError:
-            return []
+            return b""
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 raise OverrunError("netlink receive queue overrun: answers are lost") from None
             raise
-        return list(messages(datagram))
 
     def drain(self) -> None:
         """Throw away everything queued, unfinished dumps and overruns included."""
         while True:
             try:
-                if not self.receive():
+                if not self.read():
                     return
             except OverrunError:
                 continue
