@@ -120,8 +120,11 @@ def parse(text: str, source: str) -> Settings:
     return settings
 
 
-def load(path: Path) -> Settings:
+def load(path: Path, *, check_files: bool = True) -> Settings:
     """Read the configuration file of this host.
+
+    check_files: whether the files it names must be readable, as the daemon needs; who only asks the
+        daemon may lack the right to read its keys.
 
     Raises:
         ConfigurationError: as :func:`parse`; also when the file, or one that it names, cannot be read.
@@ -137,7 +140,7 @@ def load(path: Path) -> Settings:
         message = f"not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
         raise ConfigurationError(str(path), (Problem("", message),)) from None
     settings = parse(text, str(path))
-    unreadable = tuple(_unreadable(settings.etcd))
+    unreadable = tuple(_unreadable(settings.etcd)) if check_files else ()
     if unreadable:
         raise ConfigurationError(str(path), unreadable)
     if settings.node.name:

@@ -57,6 +57,7 @@ class Lock:
         try:
             directory.mkdir(mode=0o750, exist_ok=True)
             descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            _give_to_owner(descriptor, directory)
         except OSError as error:
             raise StateError(_unusable(directory, error)) from None
         try:
@@ -128,6 +129,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
         with open(descriptor, "wb") as file:
+            _give_to_owner(descriptor, path.parent)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -135,6 +137,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         raise StateError(_unusable(path.parent, error)) from None
     _sync_directory(path.parent)
+
+
+def _give_to_owner(descriptor: int, directory: Path) -> None:
+    """What root's commands make must stay usable for the daemon's own user."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -6,11 +6,13 @@ systemd's protocol, not configuration: sd_notify(3), sd_watchdog_enabled(3), sys
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 from systemd import daemon, journal  # type: ignore[import-untyped]  # ships no stubs
 
@@ -100,14 +102,35 @@ def fields(*, service: str = "", key: str = "", revision: int = 0) -> dict[str, 
     return {name: value for name, value in found.items() if value}
 
 
-def configure_logging(level: int = logging.INFO) -> None:
-    """Log to the journal with fields if stderr is the journal, else as lines to stderr."""
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and the journal fields in lower case."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in vars(record).items():
+            if name.startswith(OWN_FIELDS):
+                line[name.removeprefix(OWN_FIELDS).lower()] = value
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def configure_logging(level: int = logging.INFO, *, as_json: bool = False) -> None:
+    """Log to the journal with fields if stderr is the journal, else as lines to stderr.
+
+    as_json: JSON lines to stderr, whatever it is.
+    """
     handler: logging.Handler
-    if _stderr_is_journal(os.environ):
+    if _stderr_is_journal(os.environ) and not as_json:
         handler = journal.JournalHandler(sender_function=_send, SYSLOG_IDENTIFIER=IDENTIFIER)
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(FORMAT))
+        handler.setFormatter(JsonFormatter() if as_json else logging.Formatter(FORMAT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgeproxy.control import ControlError, ControlServer, NotRunning, ask, tell
+from edgeproxy.control import ControlError, NotRunning, ask, tell
+from edgeproxy.control_server import ControlServer
 from edgeproxy.state import StateError
 
 
