@@ -24,29 +24,20 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from edgeproxy.address import Address, is_ipv4, text
-from edgeproxy.catalog import LostClaim, ServiceEntry
+from edgeproxy.books import ElementKey, HealthCheck, Part, Target, key_of
+from edgeproxy.catalog import EndpointEntry, ServiceEntry
+from edgeproxy.claims import LostClaim, NodePortClaim
 from edgeproxy.kernel.ruleset import Chain, NodePortAnchor, anchor
 from edgeproxy.model import Element, Finding, Frontend, Protocol, RealServer, Reason, SetName, VirtualServer
 from edgeproxy.records import Service, ServicePort, TrafficPolicy
-from edgeproxy.selection import Backend, Node, Selection, select
+from edgeproxy.refusals import Refusals
+from edgeproxy.selection import Backend, Node, Selection, ready_local_addresses, select
 from edgeproxy.settings import Masquerade, Proxy
-from edgeproxy.ledger import ElementKey, HealthCheck, Part, Target, key_of
 
 MH_PORT = 0x10
 """IP_VS_SVC_F_SCHED_MH_PORT: the mh scheduler hashes the source port, too (as kube-proxy does)."""
 WEIGHTLESS = frozenset({"rr", "lc", "dh"})
 """Schedulers that ignore weights (ipvsadm(8))."""
-
-
-class Refusals(msgspec.Struct, frozen=True):
-    """Guard rails: what no record may take over on this host, and whose it is.
-
-    node_ports: port number -> `etcd`, `[health] listen`, ...
-    addresses: address -> `an etcd endpoint`, `a gateway`, `a name server`.
-    """
-
-    node_ports: Mapping[int, str] = msgspec.field(default_factory=dict)
-    addresses: Mapping[Address, str] = msgspec.field(default_factory=dict)
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -115,6 +106,7 @@ class _Compilation:
         if not (cluster_ips or externals or node_port):
             return
         selection = select(service, port, self._endpoints, self._host.node, four=four)
+        self._unresolved(index, selection)
         self._weights(selection)
         for address in cluster_ips:
             self._cluster_ip(Frontend(address, port.protocol, port.port), selection)
@@ -291,6 +283,17 @@ class _Compilation:
         if self._scheduler in WEIGHTLESS and len({b.weight for b in selection.cluster if b.weight}) > 1:
             why = f"scheduler {self._scheduler} ignores weights, but the endpoints' weights differ"
             self._find("scheduler", Reason.WEIGHTS_IGNORED, f"{why}; use w{self._scheduler}")
+
+    def _unresolved(self, index: int, selection: Selection) -> None:
+        port = self._service.ports[index]
+        for entry in selection.unresolved:
+            why = (
+                f"names no port for ports[{index}] of service {self._entry.name} "
+                f"(targetPort {port.target_port!r}, name {port.name!r}): add it to `ports`"
+            )
+            self._findings.append(
+                Finding(entry.key, entry.mod_revision, "ports", Reason.UNRESOLVED_PORT, why)
+            )
 
     def _health_check(self) -> HealthCheck | None:
         port = self._service.health_check_port

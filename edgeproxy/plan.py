@@ -20,7 +20,20 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
-from edgeproxy.address import Address, is_ipv4, with_port
+from edgeproxy.address import Address, text, with_port
+from edgeproxy.books import (
+    Actual,
+    Connections,
+    Desired,
+    Drain,
+    ElementKey,
+    Socket,
+    Target,
+    Touched,
+    companions,
+    frontend_of,
+    key_of,
+)
 from edgeproxy.kernel.ipvs_operations import (
     AddReal,
     AddVirtual,
@@ -31,10 +44,6 @@ from edgeproxy.kernel.ipvs_operations import (
     RemoveVirtual,
 )
 from edgeproxy.model import Element, Frontend, Protocol, RealServer, SetName
-from edgeproxy.ledger import Actual, Desired, Drain, ElementKey, Socket, Target, Touched, key_of
-
-Connections = Mapping[Frontend, Mapping[Socket, int]]
-"""Connections, active and inactive, per real server; a frontend left out was not read."""
 
 
 class Stale(msgspec.Struct, frozen=True, gc=False):
@@ -90,7 +99,7 @@ class Plan(msgspec.Struct):
 
     def lines(self) -> Iterator[str]:
         """One line an operation, for people."""
-        yield from (f"add route to {with_port(address, 0)[:-2]}" for address in self.add_routes)
+        yield from (f"add route to {text(address)}" for address in self.add_routes)
         yield from (f"add element to {e.set}" for e in self.add_elements)
         yield from (f"drain {with_port(*d.real)} of {d.frontend} for {s:g}s" for d, s in self.add_drains)
         yield from map(str, self.ipvs)
@@ -132,9 +141,7 @@ class Planner:
         self._gone: set[Frontend] = set()
         self._gone_at: Counter[Address] = Counter()
 
-    def reconcile(
-        self, touched: Touched, connections: Connections, drains: Mapping[Frontend, float]
-    ) -> Plan:
+    def reconcile(self, touched: Touched, connections: Connections, drains: Mapping[Frontend, float]) -> Plan:
         """Plan whatever is needed for the touched keys.
 
         drains: seconds of drain of frontends that were wanted until now.
@@ -246,9 +253,7 @@ class Planner:
         self._plan.ipvs.append(RemoveReal(frontend, *socket, reason=why))
         self._plan.stale.append(Stale(frontend, socket))
 
-    def _close(
-        self, frontend: Frontend, connections: Mapping[Socket, int] | None, seconds: float
-    ) -> None:
+    def _close(self, frontend: Frontend, connections: Mapping[Socket, int] | None, seconds: float) -> None:
         """A virtual server is no longer wanted; it stays while real servers of it drain."""
         reals = self._actual.reals.get(frontend)
         if reals is None or frontend in self._held.frontends:
@@ -269,9 +274,7 @@ class Planner:
             if frontend in self._desired.targets or reals is None or going[frontend] < len(reals):
                 continue
             self._plan.ipvs = [
-                op
-                for op in self._plan.ipvs
-                if not (isinstance(op, RemoveReal) and op.frontend == frontend)
+                op for op in self._plan.ipvs if not (isinstance(op, RemoveReal) and op.frontend == frontend)
             ]
             self._remove_server(frontend)
             for key in companions(frontend):
@@ -285,8 +288,10 @@ class Planner:
 
     def _element(self, key: ElementKey) -> None:
         wanted, found = self._desired.elements.get(key), self._actual.elements.get(key)
+        if wanted is not None and self._taken(key):
+            wanted = None
         if wanted is not None:
-            if wanted == found or self._taken(key):
+            if wanted == found:
                 return
             self._plan.add_elements.append(wanted)
             if found is not None:
@@ -319,21 +324,3 @@ class Planner:
             self._plan.add_routes.append(address)
         elif found and not wanted and not self._occupied(address):
             self._plan.remove_routes.append(address)
-
-
-def frontend_of(key: ElementKey) -> Frontend | None:
-    """The virtual server that an element of the register stands for; None for other sets."""
-    if key[0] not in (SetName.FRONTENDS4, SetName.FRONTENDS6):
-        return None
-    return Frontend(*key[1])  # type: ignore[arg-type]  # the register's key is (address, protocol, port)
-
-
-def companions(frontend: Frontend) -> tuple[ElementKey, ElementKey]:
-    """The elements that stay as long as the virtual server: its register entry and its address."""
-    four = is_ipv4(frontend.address)
-    register = SetName.FRONTENDS4 if four else SetName.FRONTENDS6
-    addresses = SetName.ADDRESSES4 if four else SetName.ADDRESSES6
-    return (
-        (register, (frontend.address, frontend.protocol, frontend.port)),
-        (addresses, (frontend.address,)),
-    )

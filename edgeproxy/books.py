@@ -1,0 +1,247 @@
+"""What one host should hold, and what it does hold: two books in the same terms. Pure.
+
+`Desired` is the sum of the parts compiled from every service; elements that several services share
+(an address, a hairpin pair) are counted. `Actual` mirrors the kernel: filled by reading it, kept by
+the operations that succeeded, compared with it by the audit. Both answer by key, so that the cost
+of a change is the size of the change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import msgspec
+
+from edgeproxy.address import Address, is_ipv4
+from edgeproxy.model import Element, Finding, Frontend, RealServer, SetName, VirtualServer
+
+Socket = tuple[Address, int]
+"""Address and port of a real server: its identity under one virtual server."""
+ElementKey = tuple[SetName, tuple[object, ...]]
+"""A set and the key inside it: what an element is identified by."""
+
+
+Connections = Mapping[Frontend, Mapping[Socket, int]]
+"""Connections, active and inactive, per real server; a frontend left out was not read."""
+
+
+def key_of(element: Element) -> ElementKey:
+    """The identity of an element; verdict, data and comment are its value."""
+    return (element.set, element.key)
+
+
+class Target(msgspec.Struct, frozen=True, gc=False):
+    """One virtual server as the records want it.
+
+    reals: sorted, each address and port once.
+    drain: seconds a removed TCP backend may keep its connections.
+    """
+
+    server: VirtualServer
+    reals: tuple[RealServer, ...]
+    drain: float
+
+
+class HealthCheck(msgspec.Struct, frozen=True, gc=False):
+    """A `healthCheckNodePort` listener: its port and how many ready local addresses it reports."""
+
+    port: int
+    local_endpoints: int
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One service's share of the desired state.
+
+    routes: addresses outside every service CIDR that need a local route of their own.
+    """
+
+    targets: tuple[Target, ...] = ()
+    elements: tuple[Element, ...] = ()
+    routes: tuple[Address, ...] = ()
+    health_check: HealthCheck | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+class Touched(msgspec.Struct, frozen=True):
+    """What a change of the desired state may have changed: the planner looks at nothing else."""
+
+    frontends: set[Frontend] = msgspec.field(default_factory=set)
+    elements: set[ElementKey] = msgspec.field(default_factory=set)
+    routes: set[Address] = msgspec.field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.frontends or self.elements or self.routes)
+
+    def update(self, other: Touched) -> None:
+        """Take in the keys of another."""
+        self.frontends.update(other.frontends)
+        self.elements.update(other.elements)
+        self.routes.update(other.routes)
+
+
+class Desired:
+    """The sum of all parts. Claims are settled before: no two parts hold one frontend."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, Part] = {}
+        self.targets: dict[Frontend, Target] = {}
+        self.owners: dict[Frontend, str] = {}
+        self.elements: dict[ElementKey, Element] = {}
+        self.routes: Counter[Address] = Counter()
+        self.ipv6_targets = 0
+        """Virtual servers of IPv6 that have real servers: forwarding is needed for them."""
+        self._users: Counter[ElementKey] = Counter()
+
+    def put(self, parts: Mapping[str, Part | None]) -> Touched:
+        """Exchange the parts of some services (None takes one away) and tell what that touches.
+
+        All old parts leave before the new ones come, so a frontend can change hands in one call.
+        """
+        touched = Touched()
+        before = {name: self.parts.get(name) for name in parts}
+        changed = {name: part for name, part in parts.items() if part != before[name]}
+        for name in changed:
+            self._take(name, before[name], touched)
+        for name, part in changed.items():
+            if part is not None:
+                self._give(name, part, before[name] or Part(), touched)
+        return touched
+
+    def _take(self, name: str, part: Part | None, touched: Touched) -> None:
+        if part is None:
+            return
+        del self.parts[name]
+        for target in part.targets:
+            frontend = target.server.frontend
+            touched.frontends.add(frontend)
+            del self.targets[frontend], self.owners[frontend]
+            self.ipv6_targets -= _is_used_ipv6(target)
+        for element in part.elements:
+            key = key_of(element)
+            touched.elements.add(key)
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key], self.elements[key]
+        for address in part.routes:
+            touched.routes.add(address)
+            self.routes[address] -= 1
+            if not self.routes[address]:
+                del self.routes[address]
+
+    def _give(self, name: str, part: Part, before: Part, touched: Touched) -> None:
+        self.parts[name] = part
+        for target in part.targets:
+            frontend = target.server.frontend
+            self.targets[frontend] = target
+            self.owners[frontend] = name
+            self.ipv6_targets += _is_used_ipv6(target)
+            touched.frontends.add(frontend)
+        for element in part.elements:
+            key = key_of(element)
+            self._users[key] += 1
+            self.elements[key] = element
+            touched.elements.add(key)
+        for address in part.routes:
+            self.routes[address] += 1
+            touched.routes.add(address)
+        same = {target.server.frontend: target for target in before.targets}
+        touched.frontends.difference_update(
+            target.server.frontend for target in part.targets if same.get(target.server.frontend) == target
+        )
+        known = {key_of(element): element for element in before.elements}
+        touched.elements.difference_update(
+            key_of(element) for element in part.elements if known.get(key_of(element)) == element
+        )
+        touched.routes.difference_update(set(before.routes) & set(part.routes))
+
+    def everything(self) -> Touched:
+        """All keys: for the first plan and the audit."""
+        return Touched(set(self.targets), set(self.elements), set(self.routes))
+
+
+def _is_used_ipv6(target: Target) -> bool:
+    return bool(target.reals) and not is_ipv4(target.server.frontend.address)
+
+
+class Drain(msgspec.Struct, frozen=True, gc=False):
+    """A real server on its way out: the connections it has may go on until the deadline."""
+
+    frontend: Frontend
+    real: Socket
+
+
+class Actual:
+    """The mirror of what the kernel holds of ours.
+
+    reals: weight of each real server; -1 where its other attributes are not what we write.
+    foreign: virtual servers that somebody else made; never touched.
+    drains: each with its deadline in seconds of the monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        self.servers: dict[Frontend, VirtualServer] = {}
+        self.reals: dict[Frontend, dict[Socket, int]] = {}
+        self.foreign: set[Frontend] = set()
+        self.elements: dict[ElementKey, Element] = {}
+        self.drains: dict[Drain, float] = {}
+        self.routes: set[Address] = set()
+        self._at: Counter[Address] = Counter()
+
+    def set_server(self, server: VirtualServer) -> None:
+        """Note a virtual server of ours, or its new attributes; a new one has no real servers."""
+        frontend = server.frontend
+        if frontend not in self.servers:
+            self._at[frontend.address] += 1
+            self.reals[frontend] = {}
+        self.servers[frontend] = server
+
+    def set_real(self, frontend: Frontend, real: RealServer) -> None:
+        """Note a real server, or its new weight."""
+        self.reals[frontend][real.address, real.port] = real.weight
+
+    def remove_real(self, frontend: Frontend, socket: Socket) -> None:
+        """Forget a real server; an unknown one is no error."""
+        self.reals.get(frontend, {}).pop(socket, None)
+
+    def remove_server(self, frontend: Frontend) -> None:
+        """Forget a virtual server and its real servers; an unknown one is no error."""
+        if self.servers.pop(frontend, None) is None:
+            return
+        del self.reals[frontend]
+        self._at[frontend.address] -= 1
+        if not self._at[frontend.address]:
+            del self._at[frontend.address]
+
+    def forget_servers(self) -> None:
+        """Empty the part that mirrors IPVS, before it is read anew."""
+        self.servers.clear()
+        self.reals.clear()
+        self.foreign.clear()
+        self._at.clear()
+
+    def serves_beyond(self, address: Address, leaving: int = 0) -> bool:
+        """Whether more than `leaving` virtual servers of ours, draining ones included, are there."""
+        return self._at[address] > leaving
+
+    def everything(self) -> Touched:
+        """All keys held, those nobody wants included."""
+        return Touched(set(self.servers), set(self.elements), set(self.routes))
+
+
+def frontend_of(key: ElementKey) -> Frontend | None:
+    """The virtual server that an element of the register stands for; None for other sets."""
+    if key[0] not in (SetName.FRONTENDS4, SetName.FRONTENDS6):
+        return None
+    return Frontend(*key[1])  # type: ignore[arg-type]  # the register's key is (address, protocol, port)
+
+
+def companions(frontend: Frontend) -> tuple[ElementKey, ElementKey]:
+    """The elements that stay as long as the virtual server: its register entry and its address."""
+    four = is_ipv4(frontend.address)
+    register = SetName.FRONTENDS4 if four else SetName.FRONTENDS6
+    addresses = SetName.ADDRESSES4 if four else SetName.ADDRESSES6
+    return (
+        (register, (frontend.address, frontend.protocol, frontend.port)),
+        (addresses, (frontend.address,)),
+    )

@@ -1,0 +1,199 @@
+"""Runs plans on the wires into the kernel and keeps the mirror equal to what succeeded.
+
+The order is the one `plan` promises. Every method is a generator that yields between calls into
+the kernel, so that a caller with other work to do can do it; a caller without runs it to the end.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from edgeproxy.address import Network, is_ipv4
+from edgeproxy.books import Actual, Drain, key_of
+from edgeproxy.kernel.conntrack import Conntrack
+from edgeproxy.kernel.ipvs import Ipvs
+from edgeproxy.kernel.ipvs_operations import (
+    AddReal,
+    AddVirtual,
+    EditReal,
+    EditVirtual,
+    Failure,
+    Operation,
+    RemoveReal,
+    RemoveVirtual,
+)
+from edgeproxy.kernel.nft import Nft
+from edgeproxy.kernel.routes import Routes
+from edgeproxy.localroutes import LocalRoutes
+from edgeproxy.model import Element, Frontend, SetName
+from edgeproxy.ownership import OwnershipLog
+from edgeproxy.plan import Plan
+from edgeproxy.stale import forget
+
+COMMIT_SLICE = 2048
+"""Elements in one nft transaction: some ten milliseconds."""
+
+
+class Wires(msgspec.Struct, frozen=True):
+    """The four sockets into the kernel, all of one network namespace."""
+
+    ipvs: Ipvs
+    nft: Nft
+    routes: Routes
+    conntrack: Conntrack
+
+    @classmethod
+    def open(cls) -> Wires:
+        """Open all of them in the network namespace of the calling thread.
+
+        Raises:
+            NoIpvsError: the kernel has no IPVS.
+            OSError: it has no netfilter netlink, or permission is missing.
+        """
+        return cls(Ipvs(), Nft(), Routes(), Conntrack())
+
+    def close(self) -> None:
+        """Close all of them."""
+        for wire in (self.ipvs, self.nft, self.routes, self.conntrack):
+            wire.close()
+
+
+class Executor:
+    """Runs plans.
+
+    counts: operations by (kind, result), since the start.
+    failures: operations the kernel refused in the last run.
+    """
+
+    def __init__(
+        self,
+        wires: Wires,
+        actual: Actual,
+        ownership: OwnershipLog,
+        routes: LocalRoutes,
+        anchors: Sequence[Network],
+        clock: Callable[[], float],
+    ) -> None:
+        self._wires = wires
+        self._routes = routes
+        self._anchors = anchors
+        self._actual = actual
+        self._ownership = ownership
+        self._clock = clock
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.failures: list[Failure] = []
+
+    def run(self, plan: Plan) -> Iterator[None]:
+        """Run a plan.
+
+        Raises:
+            NftError, NetlinkError, RouteError, ConntrackError, OSError: a wire failed; the mirror
+                must be read anew.
+        """
+        self.failures = []
+        if plan.add_routes:
+            self._routes.add_addresses(plan.add_routes)
+            self._actual.routes.update(plan.add_routes)
+        self._ownership.add(op.server.frontend for op in plan.ipvs if isinstance(op, AddVirtual))
+        timeouts = {drain_element(drain): seconds for drain, seconds in plan.add_drains}
+        yield from self._commit([*plan.add_elements, *timeouts], plan.replaced, timeouts)
+        now = self._clock()
+        self._actual.drains.update((drain, now + seconds) for drain, seconds in plan.add_drains)
+        if plan.ipvs:
+            yield from self._operate(plan.ipvs)
+        if plan.stale:
+            self.counts["ForgetFlow", "done"] += forget(self._wires.conntrack, plan.stale, self._anchors)
+        ended = [drain_element(drain) for drain in plan.remove_drains]
+        yield from self._commit([], [*plan.remove_elements, *ended], {})
+        for drain in plan.remove_drains:
+            self._actual.drains.pop(drain, None)
+        self._ownership.remove(op.frontend for op in plan.ipvs if isinstance(op, RemoveVirtual))
+        if plan.remove_routes:
+            self._routes.remove_addresses(plan.remove_routes)
+            self._actual.routes.difference_update(plan.remove_routes)
+
+    def _commit(
+        self, adds: Sequence[Element], removes: Sequence[Element], timeouts: Mapping[Element, float]
+    ) -> Iterator[None]:
+        # What is replaced must leave and come in one transaction; the rest may go in slices.
+        replaced = {key_of(element) for element in removes} & {key_of(element) for element in adds}
+        swaps = [element for element in adds if key_of(element) in replaced]
+        adds = swaps + [element for element in adds if key_of(element) not in replaced]
+        removes = sorted(removes, key=lambda element: key_of(element) not in replaced)
+        for start in range(0, max(len(adds), len(removes)), COMMIT_SLICE):
+            coming, going = adds[start : start + COMMIT_SLICE], removes[start : start + COMMIT_SLICE]
+            self._wires.nft.commit(coming, going, {e: timeouts[e] for e in coming if e in timeouts})
+            self._note_elements(coming, going)
+            yield
+
+    def _note_elements(self, added: Sequence[Element], removed: Sequence[Element]) -> None:
+        elements = self._actual.elements
+        for element in removed:
+            elements.pop(key_of(element), None)
+        for element in added:
+            if element.set not in (SetName.DRAINS4, SetName.DRAINS6):
+                elements[key_of(element)] = element
+        self.counts["AddElement", "done"] += len(added)
+        self.counts["RemoveElement", "done"] += len(removed)
+
+    def _operate(self, operations: Sequence[Operation]) -> Iterator[None]:
+        for failures in self._wires.ipvs.apply_in_slices(operations):
+            self.failures.extend(failures)
+            yield
+        failed = {id(failure.operation) for failure in self.failures}
+        for operation in operations:
+            done = id(operation) not in failed
+            self.counts[type(operation).__name__, "done" if done else "failed"] += 1
+            if done:
+                self._note_operation(operation)
+        self._leave_foreign_alone(operations)
+
+    def _note_operation(self, operation: Operation) -> None:
+        actual = self._actual
+        match operation:
+            case AddVirtual() | EditVirtual():
+                actual.set_server(operation.server)
+            case RemoveVirtual():
+                actual.remove_server(operation.frontend)
+            case AddReal() | EditReal():
+                if operation.frontend in actual.servers:
+                    actual.set_real(operation.frontend, operation.real)
+            case RemoveReal():
+                actual.remove_real(operation.frontend, (operation.address, operation.port))
+
+    def _leave_foreign_alone(self, operations: Sequence[Operation]) -> None:
+        """Take back what a batch gave to a virtual server that turned out to be somebody else's."""
+        foreign = {
+            failure.operation.frontend
+            for failure in self.failures
+            if isinstance(failure.operation, AddVirtual) and failure.errno == errno.EEXIST
+        }
+        if not foreign:
+            return
+        self._actual.foreign.update(foreign)
+        failed = {id(failure.operation) for failure in self.failures}
+        self._wires.ipvs.apply(
+            [
+                RemoveReal(op.frontend, op.real.address, op.real.port, "not our virtual server")
+                for op in operations
+                if isinstance(op, AddReal) and op.frontend in foreign and id(op) not in failed
+            ]
+        )
+
+
+def drain_element(drain: Drain) -> Element:
+    """The element whose timeout is a drain's deadline."""
+    frontend = drain.frontend
+    name = SetName.DRAINS4 if is_ipv4(frontend.address) else SetName.DRAINS6
+    return Element(name, (frontend.address, frontend.protocol, frontend.port, *drain.real))
+
+
+def drain_of(element: Element) -> Drain:
+    """The drain an element of the drain sets stands for."""
+    address, protocol, port, real_address, real_port = element.key
+    frontend = Frontend(address, protocol, port)  # type: ignore[arg-type]  # the sets' key types say so
+    return Drain(frontend, (real_address, real_port))  # type: ignore[arg-type]

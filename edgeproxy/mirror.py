@@ -1,0 +1,151 @@
+"""Reads the kernel into the book of actual state and tells what differs from what was thought.
+
+At start the book is empty and everything differs; at an audit usually nothing does. Reading goes in
+slices, between which a sync may run: frontends it writes meanwhile are left out of the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from edgeproxy.address import Network
+from edgeproxy.books import Actual, Connections, Drain, Socket, Touched, companions, key_of
+from edgeproxy.execution import Wires, drain_of
+from edgeproxy.kernel.ipvs_codec import VirtualServerState
+from edgeproxy.kernel.nft_sets import SETS
+from edgeproxy.model import Frontend, RealServer, SetName, VirtualServer
+
+DRAIN_SETS = frozenset({SetName.DRAINS4, SetName.DRAINS6})
+DISTORTED = -1
+"""Weight noted for a real server, and flags for a virtual one, that only an edit makes right."""
+COUNT_SLICE = 64
+
+
+class Mirror:
+    """The kernel's side of one host.
+
+    anchors: every virtual server on one of these networks is ours.
+    """
+
+    def __init__(
+        self, wires: Wires, actual: Actual, anchors: Iterable[Network], clock: Callable[[], float]
+    ) -> None:
+        self._wires = wires
+        self._actual = actual
+        self._anchors = tuple(anchors)
+        self._clock = clock
+        self._kernel_drains: frozenset[Drain] = frozenset()
+
+    def read_elements(self) -> Touched:
+        """Read every set that records fill, and the drains with their deadlines.
+
+        Raises:
+            FrameMissingError: a set is not there.
+        """
+        touched = Touched()
+        now = self._clock()
+        found = {}
+        drains = {}
+        for name in SETS:
+            for held in self._wires.nft.dump(name):
+                if name in DRAIN_SETS:
+                    drains[drain_of(held.element)] = now + (held.remaining or 0.0)
+                else:
+                    found[key_of(held.element)] = held.element
+        for key in found.keys() | self._actual.elements.keys():
+            if found.get(key) != self._actual.elements.get(key):
+                touched.elements.add(key)
+        touched.frontends.update(drain.frontend for drain in drains.keys() - self._actual.drains.keys())
+        self._actual.elements.clear()
+        self._actual.elements.update(found)
+        self._kernel_drains = frozenset(drains)
+        self._actual.drains.update(drains)
+        return touched
+
+    def lost_drains(self) -> dict[Drain, float]:
+        """Drains whose element somebody deleted, with the seconds they have left.
+
+        Those that are over have expired, which is as it should be: `settle` ends them.
+        """
+        now = self._clock()
+        return {
+            drain: deadline - now
+            for drain, deadline in self._actual.drains.items()
+            if drain not in self._kernel_drains and deadline > now
+        }
+
+    def read_servers(self, owned: frozenset[Frontend], written: set[Frontend]) -> Iterator[Touched]:
+        """Read IPVS; yields what differed in each slice.
+
+        owned: frontends that are ours beside those in the register.
+        written: filled by others while this runs; those frontends are not judged.
+        """
+        seen: set[Frontend] = set()
+        for states in self._wires.ipvs.read_in_slices():
+            touched = Touched()
+            for state in states:
+                frontend = state.server.frontend
+                if frontend is None:
+                    continue
+                seen.add(frontend)
+                if frontend not in written and self._judge(frontend, state, owned):
+                    touched.frontends.add(frontend)
+            yield touched
+        gone = Touched()
+        for frontend in self._actual.servers.keys() - seen - written:
+            self._actual.remove_server(frontend)
+            gone.frontends.add(frontend)
+        for frontend in self._actual.foreign - seen:
+            self._actual.foreign.discard(frontend)
+            gone.frontends.add(frontend)
+            gone.elements.update(key for key in companions(frontend))
+        yield gone
+
+    def _judge(self, frontend: Frontend, state: VirtualServerState, owned: frozenset[Frontend]) -> bool:
+        """Note one virtual server; true if it was thought to be different."""
+        actual = self._actual
+        if not self._is_ours(frontend, owned):
+            new = frontend not in actual.foreign
+            actual.foreign.add(frontend)
+            return new
+        server = _seen_server(frontend, state)
+        reals = {
+            (entry.address, entry.port): entry.weight if entry.plain else DISTORTED
+            for entry in state.destinations
+        }
+        if actual.servers.get(frontend) == server and actual.reals[frontend] == reals:
+            return False
+        actual.remove_server(frontend)
+        actual.set_server(server)
+        for (address, port), weight in reals.items():
+            actual.set_real(frontend, RealServer(address, port, weight))
+        return True
+
+    def _is_ours(self, frontend: Frontend, owned: frozenset[Frontend]) -> bool:
+        return (
+            frontend in self._actual.servers
+            or frontend in owned
+            or companions(frontend)[0] in self._actual.elements
+            or any(frontend.address in network for network in self._anchors)
+        )
+
+    def count_connections(self, frontends: Iterable[Frontend]) -> Iterator[Connections]:
+        """Connections, active and inactive, of every real server of some frontends; in slices."""
+        wanted = list(frontends)
+        for start in range(0, len(wanted), COUNT_SLICE):
+            part = wanted[start : start + COUNT_SLICE]
+            states = self._wires.ipvs.dump_frontends(part)
+            yield {frontend: _counts(states.get(frontend)) for frontend in part}
+
+
+def _counts(state: VirtualServerState | None) -> dict[Socket, int]:
+    if state is None:
+        return {}
+    return {(entry.address, entry.port): entry.active + entry.inactive for entry in state.destinations}
+
+
+def _seen_server(frontend: Frontend, state: VirtualServerState) -> VirtualServer:
+    server = state.server.virtual_server
+    if server is None or not state.server.plain:
+        return VirtualServer(frontend, state.server.scheduler, flags=DISTORTED)
+    return server

@@ -1,0 +1,105 @@
+"""Which virtual servers are ours, told by a file: `owned` in the state directory.
+
+The register in our nft table (`frontends*`) says it first; but `systemctl restart nftables` or
+`nft flush ruleset` empties every table while IPVS keeps its servers, and a daemon that starts after
+that must still know its own. The file is valid for one boot and one network namespace, because
+IPVS lives exactly that long. It is a log: a line is added before a virtual server is made and
+after one is removed; :meth:`OwnershipLog.rewrite` shortens it. It needs no fsync: what a power loss
+takes from it, the reboot takes from the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgeproxy.address import parse, text
+from edgeproxy.model import Frontend, Protocol
+from edgeproxy.state import write_atomically
+
+NAME = "owned"
+
+
+def scope() -> str:
+    """The boot and the network namespace this process runs in: the first line of the file."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"boot {boot} netns {os.stat('/proc/self/ns/net').st_ino}"
+
+
+def line(frontend: Frontend) -> str:
+    """`tcp 10.96.0.10 8000`."""
+    return f"{frontend.protocol.name.lower()} {text(frontend.address)} {frontend.port}"
+
+
+def fold(content: str, scope: str) -> frozenset[Frontend]:
+    """The frontends a file says are ours; none if it is of another scope.
+
+    A last line cut short by a crash, or any other that cannot be read, is passed over: the
+    operation it announced had not begun.
+    """
+    head, *lines = content.split("\n")
+    owned: set[Frontend] = set()
+    if head != scope:
+        return frozenset()
+    for entry in lines:
+        match entry.split(" "):
+            case ["+" | "-" as sign, protocol, address, port] if port.isdigit():
+                try:
+                    frontend = Frontend(parse(address), Protocol[protocol.upper()], int(port))
+                except (KeyError, ValueError):
+                    continue
+                (owned.add if sign == "+" else owned.discard)(frontend)
+            case _:
+                continue
+    return frozenset(owned)
+
+
+class OwnershipLog:
+    """The file of one state directory; its lock must be held."""
+
+    def __init__(self, directory: Path, scope: str) -> None:
+        self._path = directory / NAME
+        self._scope = scope
+
+    def read(self) -> frozenset[Frontend]:
+        """The frontends that are ours; none without a file or after a reboot.
+
+        Raises:
+            OSError: the file is there and cannot be read.
+        """
+        try:
+            return fold(self._path.read_text(encoding="utf-8"), self._scope)
+        except FileNotFoundError:
+            return frozenset()
+
+    def rewrite(self, owned: Iterable[Frontend]) -> None:
+        """Begin the file anew with these.
+
+        Raises:
+            StateError: the file cannot be written.
+        """
+        lines = [self._scope, *sorted(f"+ {line(frontend)}" for frontend in owned)]
+        write_atomically(self._path, ("\n".join(lines) + "\n").encode())
+
+    def add(self, frontends: Iterable[Frontend]) -> None:
+        """Say that these will be made.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._append("+", frontends)
+
+    def remove(self, frontends: Iterable[Frontend]) -> None:
+        """Say that these are gone.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._append("-", frontends)
+
+    def _append(self, sign: str, frontends: Iterable[Frontend]) -> None:
+        lines = "".join(f"{sign} {line(frontend)}\n" for frontend in frontends)
+        if lines:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(lines)

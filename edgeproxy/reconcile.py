@@ -1,0 +1,353 @@
+"""The engine: records in, kernel out. Synchronous; no event loop, no store, no signal in here.
+
+    load, apply, set_surroundings      note what has changed (cheap, no kernel)
+    sync                               compile what changed, plan, execute
+    settle                             end drains that are idle or over
+    audit                              compare the kernel with the mirror, repair
+
+The last three are generators that yield between short steps; a sync may run between two steps of
+an audit, nothing else overlaps.
+
+A wire that fails (an exception) leaves the mirror in doubt: the next sync reads the kernel anew and
+plans everything. An operation that is refused is a finding, tried again by the audit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+
+from edgeproxy.books import Actual, Desired, Drain, HealthCheck, Part, Socket, Touched
+from edgeproxy.catalog import Catalog
+from edgeproxy.compile import Host, compile_service, external_addresses
+from edgeproxy.detours import Detours
+from edgeproxy.execution import Executor, Wires
+from edgeproxy.frame import FrameKeeper
+from edgeproxy.kernel.ruleset import NodePortAnchor, anchor
+from edgeproxy.localroutes import LocalRoutes
+from edgeproxy.mirror import Mirror
+from edgeproxy.model import Element, Finding, Frontend, Reason, SetName
+from edgeproxy.ownership import OwnershipLog
+from edgeproxy.plan import Held, Plan, Planner, leaving
+from edgeproxy.records import TrafficPolicy
+from edgeproxy.refused import Refused
+from edgeproxy.surroundings import Surroundings
+from edgeproxy.systemd import fields
+from edgeproxy.tuning import Tuning
+from edgeproxy.versions import Event, KeyValue
+
+log = logging.getLogger(__name__)
+
+COMPILE_SLICE = 50
+"""Services compiled between two yields: some milliseconds."""
+DETOUR_SETS = frozenset({SetName.DETOURS4, SetName.DETOURS6})
+TOLD_SINGLY = 20
+"""Operations of one sync that are logged one by one; more are summed up."""
+
+
+class Reconciler:
+    """Keeps one host's kernel equal to the records.
+
+    applied: the revision that is wholly in the kernel, 0 before the first sync.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        surroundings: Surroundings,
+        wires: Wires,
+        ownership: OwnershipLog,
+        frame: FrameKeeper,
+        clock: Callable[[], float],
+    ) -> None:
+        self.catalog = catalog
+        self.desired = Desired()
+        self.actual = Actual()
+        self.applied = 0
+        self._anchors = surroundings.proxy.anchor_cidrs
+        self._routes = LocalRoutes(wires.routes, surroundings)
+        self.executor = Executor(wires, self.actual, ownership, self._routes, self._anchors, clock)
+        self._surroundings = surroundings
+        self._wires = wires
+        self._ownership = ownership
+        self._frame = frame
+        self._clock = clock
+        self._mirror = Mirror(wires, self.actual, self._anchors, clock)
+        self._tuning = Tuning()
+        self._detours = Detours(self._anchors)
+        self._refused = Refused()
+        self._dirty: set[str] = set()
+        self._touched = Touched()
+        self._in_doubt = True
+        self._routes_due = True
+        self._lost_drains: Mapping[Drain, float] = {}
+        self._written: set[Frontend] | None = None
+
+    # -- what has changed ----------------------------------------------------------------------
+
+    def load(self, records: Iterable[KeyValue], revision: int) -> None:
+        """Take a complete snapshot of the records."""
+        self._dirty |= self.catalog.replace(records, revision)
+
+    def apply(self, events: Iterable[Event], revision: int) -> None:
+        """Take what happened since the last snapshot or call."""
+        self._dirty |= self.catalog.apply(events, revision)
+
+    def mark(self, services: Iterable[str]) -> None:
+        """Note services that must be compiled anew for any other reason."""
+        self._dirty.update(services)
+
+    def set_surroundings(self, surroundings: Surroundings) -> None:
+        """Take the host's new facts or settings; what depends on them follows with the next sync."""
+        if surroundings == self._surroundings:
+            return
+        before, self._surroundings = self._surroundings, surroundings
+        if (before.node, before.proxy, before.refusals) != (
+            surroundings.node,
+            surroundings.proxy,
+            surroundings.refusals,
+        ):
+            self._dirty.update(self.catalog.services())
+        self._routes_due = True
+        self._in_doubt |= before.frame != surroundings.frame
+
+    @property
+    def pending(self) -> bool:
+        """Whether a sync has anything to do."""
+        return bool(self._dirty or self._touched or self._routes_due or self._in_doubt)
+
+    # -- work ----------------------------------------------------------------------------------
+
+    def sync(self) -> Iterator[None]:
+        """Bring the kernel to what the records say.
+
+        Raises:
+            NftError, NetlinkError, RouteError, ConntrackError, OSError, StateError: a wire failed;
+                run it again, it will begin with reading.
+        """
+        revision = self.catalog.revision
+        adopting, self._in_doubt = self._in_doubt, True
+        if adopting:
+            yield from self._adopt()
+        drains = yield from self._compile()
+        touched, self._touched = self._touched, Touched()
+        if adopting or self._routes_due:
+            self._routes.ensure(self._surroundings, {*self.desired.routes, *self.actual.routes})
+            self._routes_due = False
+        if not self._tuning.ipv6 and self._wants_ipv6():
+            self._tuning.apply(ipv6=True)
+        if touched:
+            yield from self._reconcile(touched, drains, adopting=adopting)
+        self._in_doubt = False
+        self.applied = max(self.applied, revision)
+
+    def settle(self) -> Iterator[None]:
+        """End drains that are idle or over. Raises as :meth:`sync`."""
+        yield from self._settle(dict.fromkeys(self.actual.drains, self._surroundings.proxy.drain))
+
+    def audit(self) -> Iterator[None]:
+        """Compare the kernel with the mirror and put right what somebody else changed. Raises as :meth:`sync`."""
+        if self._in_doubt:
+            yield from self.sync()
+            return
+        self._tuning.apply(ipv6=self._wants_ipv6())
+        self.actual.routes = self._routes.read()
+        self._routes_due = True
+        self._look_at_tables()
+        yield
+        self._written = set()
+        try:
+            for touched in self._mirror.read_servers(frozenset(), self._written):
+                self._touched.update(touched)
+                yield
+        finally:
+            self._written = None
+        self._touched.frontends.update(self._refused.frontends())
+        self._release_detours()
+        yield from self.sync()
+
+    def _adopt(self) -> Iterator[None]:
+        """Read everything; what is there and right will not be written again."""
+        self._tuning.apply(ipv6=self._wants_ipv6())
+        self.actual.routes = self._routes.read()
+        self._look_at_tables(always=True)
+        yield
+        for (name, _), element in self.actual.elements.items():
+            if name in DETOUR_SETS:
+                self._detours.adopt(element.key[0], element.data)  # type: ignore[arg-type]  # an address
+        owned = self._ownership.read()
+        self.actual.forget_servers()
+        for touched in self._mirror.read_servers(owned, set()):
+            self._touched.update(touched)
+            yield
+        self._ownership.rewrite(self.actual.servers)
+        self._touched.update(self.desired.everything())
+        self._touched.update(self.actual.everything())
+
+    def _look_at_tables(self, *, always: bool = False) -> None:
+        """Put the frame right and read the elements, if anybody has changed the rule set."""
+        nft = self._wires.nft
+        if not always and not nft.disturbed():
+            return
+        if self._frame.ensure(self._surroundings.frame):
+            log.info("loaded the frame of tables inet and arp edgeproxy")
+        generation = nft.generation().number
+        self._touched.update(self._mirror.read_elements())
+        nft.accept(generation)
+        self._lost_drains = self._mirror.lost_drains()
+
+    def _compile(self) -> Generator[None, None, dict[Frontend, float]]:
+        """Compile what is dirty; answers the drain times of frontends that were wanted until now."""
+        names, self._dirty = self._dirty, set()
+        lingering: dict[Frontend, float] = {}
+        parts: dict[str, Part | None] = {}
+        around = self._surroundings
+        host = Host(around.node, around.proxy, around.refusals, self._detours)
+        for count, name in enumerate(sorted(names), 1):
+            before = self.desired.parts.get(name)
+            if before is not None:
+                lingering.update((target.server.frontend, target.drain) for target in before.targets)
+            parts[name] = self._part(name, host)
+            if not count % COMPILE_SLICE:
+                yield
+        self._touched.update(self.desired.put(parts))
+        return lingering
+
+    def _part(self, name: str, host: Host) -> Part | None:
+        entry = self.catalog.entry(name)
+        if entry is None:
+            return None
+        if entry.service.external_policy is TrafficPolicy.LOCAL:
+            for address in external_addresses(entry.service):
+                self._detours.allot(address)
+        return compile_service(entry, self.catalog.lost(name), host)
+
+    def _reconcile(
+        self, touched: Touched, drains: Mapping[Frontend, float], *, adopting: bool
+    ) -> Iterator[None]:
+        self._refused.forget(touched.frontends)
+        connections: dict[Frontend, Mapping[Socket, int]] = {}
+        for counted in self._mirror.count_connections(leaving(touched, self.desired, self.actual)):
+            connections.update(counted)
+            yield
+        plan = self._planner(adopting=adopting).reconcile(touched, connections, drains)
+        plan.add_drains.extend(self._lost_drains.items())
+        self._lost_drains = {}
+        yield from self._execute(plan)
+        if plan.fading:
+            yield from self._settle(dict(plan.fading))
+
+    def _settle(self, drains: Mapping[Drain, float]) -> Iterator[None]:
+        connections: dict[Frontend, Mapping[Socket, int]] = {}
+        for counted in self._mirror.count_connections({drain.frontend for drain in drains}):
+            connections.update(counted)
+            yield
+        plan = self._planner().settle(drains, connections, self._clock())
+        if len(plan):
+            in_doubt, self._in_doubt = self._in_doubt, True
+            yield from self._execute(plan)
+            self._in_doubt = in_doubt
+
+    def _planner(self, *, adopting: bool = False) -> Planner:
+        return Planner(
+            self.desired, self.actual, self._surroundings.proxy.drain, self._held(), adopting=adopting
+        )
+
+    def _execute(self, plan: Plan) -> Iterator[None]:
+        if self._written is not None:
+            self._written.update(operation.frontend for operation in plan.ipvs)
+        yield from self.executor.run(plan)
+        tell(plan, self.desired.owners)
+        vanished = self._refused.note(self.executor.failures, self.desired.owners, self.catalog)
+        for frontend in vanished:
+            self.actual.remove_server(frontend)
+        self._touched.frontends.update(vanished)
+
+    # -- what depends on the books -------------------------------------------------------------
+
+    def _held(self) -> Held:
+        """The objects of services whose record cannot be read; they carry the service's name."""
+        services = self.catalog.held()
+        if not services:
+            return Held()
+        frontends: set[Frontend] = set()
+        for element in self.actual.elements.values():
+            if element.comment in services:
+                frontends.update(self._frontends_of(element))
+        return Held(services, frozenset(frontends))
+
+    def _frontends_of(self, element: Element) -> Iterator[Frontend]:
+        """The virtual servers an element leads to."""
+        match element.set, element.key:
+            case ((SetName.FRONTENDS4 | SetName.FRONTENDS6), (address, protocol, port)):
+                yield Frontend(address, protocol, port)  # type: ignore[arg-type]  # as the sets' types say
+            case ((SetName.DETOURS4 | SetName.DETOURS6), (_, protocol, port)):
+                yield Frontend(element.data, protocol, port)  # type: ignore[arg-type]
+            case ((SetName.NODE_PORTS4 | SetName.NODE_PORTS6), (protocol, port)):
+                for cidr in self._surroundings.proxy.anchor_cidrs:
+                    for index in NodePortAnchor:
+                        yield Frontend(anchor(cidr, index), protocol, port)  # type: ignore[arg-type]
+
+    def _wants_ipv6(self) -> bool:
+        """Whether any service is served over IPv6 by endpoints somewhere else."""
+        return self.desired.ipv6_targets > 0
+
+    def _release_detours(self) -> None:
+        used = {element.key[0] for (name, _), element in self.desired.elements.items() if name in DETOUR_SETS}
+        self._detours.release(
+            external
+            for external, at in [*self._detours.items()]
+            if external not in used and not self.actual.serves_beyond(at)
+        )
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Everything an operator should know, sorted by key."""
+        foreign = [
+            self._foreign_finding(frontend) for frontend in self.actual.foreign & self.desired.targets.keys()
+        ]
+        compiled = (finding for part in self.desired.parts.values() for finding in part.findings)
+        return tuple(
+            sorted(
+                {
+                    *self.catalog.findings(),
+                    *compiled,
+                    *foreign,
+                    *self._refused.findings(),
+                    *self._routes.findings(),
+                    *self._tuning.findings(),
+                    *self._surroundings.findings,
+                }
+            )
+        )
+
+    def _foreign_finding(self, frontend: Frontend) -> Finding:
+        entry = self.catalog.entry(self.desired.owners[frontend])
+        key, revision = (entry.key, entry.mod_revision) if entry else ("", 0)
+        why = (
+            f"virtual server {frontend} was made by another program: it is left alone and this service is "
+            "not served there; remove it (ipvsadm -D) or choose another address or port"
+        )
+        return Finding(key, revision, "", Reason.FOREIGN_VIRTUAL_SERVER, why)
+
+    def health_checks(self) -> dict[str, HealthCheck]:
+        """The health check listener each service wants, by service."""
+        return {n: p.health_check for n, p in self.desired.parts.items() if p.health_check}
+
+
+def tell(plan: Plan, owners: Mapping[Frontend, str]) -> None:
+    """Log what was done and why: each operation of a small plan, the sum of a large one."""
+    if len(plan) > TOLD_SINGLY:
+        kinds = Counter(type(operation).__name__ for operation in plan.ipvs)
+        done = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        log.info(
+            "applied %d operations: %s; %d elements added, %d removed",
+            len(plan),
+            done or "no IPVS operation",
+            len(plan.add_elements),
+            len(plan.remove_elements),
+        )
+        return
+    for operation in plan.ipvs:
+        service = owners.get(operation.frontend, "")
+        log.info("%s: %s", operation, operation.reason, extra=fields(service=service))
