@@ -9,11 +9,13 @@ from pathlib import Path
 import msgspec
 
 from edgeproxy.catalog import Catalog
+from edgeproxy.compile import Host, compile_service
 from edgeproxy.config import Settings, etcd_settings
 from edgeproxy.etcd.changes import KeyValue
 from edgeproxy.etcd.endpoint import parse_endpoint
 from edgeproxy.model import Finding, Reason
 from edgeproxy.record_files import read_files
+from edgeproxy.selection import Node
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -54,11 +56,21 @@ def check_store(settings: Settings) -> Report:
 
 
 def judge(source: str, records: Iterable[KeyValue], revision: int, settings: Settings) -> Report:
-    """What a daemon of this configuration would say of these records."""
+    """What a daemon of this configuration would say of these records.
+
+    What only the host itself knows (its kernel, its addresses, what else listens there) is not judged.
+    """
     catalog = Catalog(settings.etcd.prefix)
     catalog.replace(records, revision)
+    node = Node(settings.node.name, settings.node.zone, frozenset(settings.node.addresses))
+    host = Host(node=node, proxy=settings.proxy)
+    findings = list(catalog.findings())
+    for name in catalog.services():
+        entry = catalog.entry(name)
+        if entry is not None:
+            findings += compile_service(entry, catalog.lost(name), host).findings
     counts = catalog.counts()
-    return Report(source, revision, counts.services, counts.endpoints, catalog.findings())
+    return Report(source, revision, counts.services, counts.endpoints, tuple(sorted(findings)))
 
 
 async def _read_store(settings: Settings) -> tuple[str, int, list[KeyValue]]:

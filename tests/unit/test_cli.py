@@ -182,6 +182,19 @@ def test_check_of_record_files(config: Path, tmp_path: Path) -> None:
     assert set(found["findings"][0]) == {"key", "revision", "path", "reason", "message"}
 
 
+def test_check_judges_records_by_the_configuration(config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "records.json"
+    path.write_text('{"web": {"clusterIP": "10.96.0.10", "ports": [{"port": 80, "nodePort": 40000}]}}')
+
+    result = call("check", "--config", config, path)
+    assert result.exit_code == 4
+    assert "40000" in result.stdout
+    assert "30000-36999" in result.stdout
+
+    config.write_text(config.read_text() + '[proxy]\nnode_port_range = "40000-40010"\n')
+    assert call("check", "--config", config, path).exit_code == 0
+
+
 def test_check_of_a_store_that_does_not_answer(config: Path) -> None:
     result = call("check", "--store", "--config", config)
 
