@@ -12,14 +12,15 @@ from __future__ import annotations
 import enum
 import errno
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from edgeproxy.address import Address, family, with_port
+from edgeproxy.address import Address, family, is_ipv4, with_port
 from edgeproxy.kernel.netlink import (
+    Answer,
     Control,
     Flag,
     NetlinkError,
@@ -104,7 +105,7 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
 
     original: what the client sent; reply: what the answer is expected to be (its source is the backend).
     status: bits of `Status`. tcp_state: a `TcpState`, -1 for other protocols. mark: the conntrack mark. timeout: seconds
-    of life left without a packet. id: the kernel's, changes when the flow is made anew.
+    of life left without a packet. id: the kernel's own; a flow made anew mostly has another.
     """
 
     protocol: int
@@ -152,7 +153,7 @@ def _head(af: int) -> bytes:
 
 
 def request(selection: Selection) -> bytes:
-    """The payload of a request to list a selection; a kernel that can filters by all of it.
+    """The payload of a request to list a selection, with the conditions the kernel can check by itself.
 
     Raises:
         ValueError: a port without a protocol, which the kernel can't filter by.
@@ -164,7 +165,9 @@ def request(selection: Selection) -> bytes:
         raise ValueError("a selection by port needs a protocol")
     flags = _BY_PROTOCOL if selection.protocol else 0
     parts = []
-    if selection.reply_source is not None:
+    # For IPv6 the kernel has the comparison of addresses the wrong way round (ctnetlink_filter_match_tuple, seen
+    # on 6.18): it leaves out exactly what was asked for. So these are compared here only.
+    if selection.reply_source is not None and is_ipv4(selection.reply_source):
         flags |= _BY_SOURCE
         parts.append(nested(_IP, attribute(_ip_source(selection.reply_source), selection.reply_source)))
     if selection.protocol:
@@ -177,7 +180,7 @@ def request(selection: Selection) -> bytes:
 
 
 def deletion(flow: Flow) -> bytes:
-    """The payload of a request to delete a flow; it names the id, so a newer one of the same tuple stays."""
+    """The payload of a request to delete a flow; it names the id, so a newer one of the same tuple mostly stays."""
     way = flow.original
     source = _ip_source(way.source)
     original = nested(
@@ -257,7 +260,7 @@ class Conntrack:
         """Close the socket; may be called twice."""
         self._netlink.close()
 
-    def flows(self, selection: Selection) -> Iterator[Flow]:
+    def flows(self, selection: Selection) -> Generator[Flow, None, None]:
         """The flows of a selection, read while they are iterated: finish before the next call on this object.
 
         A flow that moves in the table meanwhile can be missed or come twice.
@@ -274,7 +277,7 @@ class Conntrack:
                     if reply.type in (Control.DONE, Control.ERROR):
                         said = answer(reply)
                         if said is not None and said.errno:
-                            raise ConntrackError(f"listing tracked connections: {said}")
+                            raise ConntrackError(f"listing tracked connections: {said}{_hint(said)}")
                         return
                     flow = decode(reply.payload)
                     if flow is not None and flow in selection:
@@ -307,9 +310,13 @@ class Conntrack:
                 if said is None or said.errno == errno.ENOENT:
                     continue
                 if said.errno:
-                    refused = f"{batch[reply.sequence - sequences[0]]}: {said}"
+                    refused = f"{batch[reply.sequence - sequences[0]]}: {said}{_hint(said)}"
                 else:
                     deleted += 1
         if refused:
             raise ConntrackError(f"deleting tracked connection {refused}")
         return deleted
+
+
+def _hint(said: Answer) -> str:
+    return "; edgeproxy needs CAP_NET_ADMIN" if said.errno == errno.EPERM else ""
