@@ -138,9 +138,8 @@ class Catalog:
             if key is not None:
                 before = self._state(name, key)
                 self._commit(name, key, before, after(before, key, record, gap=True))
-        for name, key in [*self._known()]:
-            if name not in seen:
-                self._commit(name, key, self._state(name, key), GONE)
+        for name, key in [*self._missing(seen)]:
+            self._commit(name, key, self._state(name, key), GONE)
         for name in self._findings.keys() - seen:
             del self._findings[name]
         self._revision = revision
@@ -281,15 +280,16 @@ class Catalog:
                 pass
         return None
 
-    def _known(self) -> Iterator[tuple[str, RecordKey]]:
-        """The keys of all records, usable or not; some may come twice."""
+    def _missing(self, seen: set[str]) -> Iterator[tuple[str, RecordKey]]:
+        """The keys of all records that are not among those seen; some may come twice."""
         for service, group in self._groups.items():
-            if group.version:
+            if group.version and group.version.key not in seen:
                 yield group.version.key, ServiceKey(service)
-            for name, entry in group.endpoints.items():
-                yield name, EndpointKey(service, entry.name)
+            for name in group.endpoints.keys() - seen:
+                yield name, EndpointKey(service, group.endpoints[name].name)
         for name, (key, _) in self._bad.items():
-            yield name, key
+            if name not in seen:
+                yield name, key
 
     def _state(self, name: str, key: RecordKey) -> State:
         """What is known of a key (but not its warnings: those are in the findings)."""

@@ -39,17 +39,17 @@ def _short(text: bytes) -> Parsed[Endpoint] | None:
         if not any(character in b".:" for character in text) or text.startswith((b'"', b"[[")):
             return None
         message = f"expected a JSON object or {_SHORT}, found {text.decode()!r}"
-        return Parsed[Endpoint](None, (Problem("", message),))
+        return Parsed(None, (Problem("", message),))
     number = 0
     if port is not None:
         number = int(port) if port.isdecimal() and len(port) <= 5 else 0
         if not 1 <= number <= MAX_PORT:
             message = f"expected a port number from 1 to {MAX_PORT} after {host}, found {port!r}"
-            return Parsed[Endpoint](None, (Problem("", message),))
+            return Parsed(None, (Problem("", message),))
     if kind := special(address):
         message = f"expected the address of a backend, found {host}, which is {kind}"
-        return Parsed[Endpoint](None, (Problem("", message),))
-    return Parsed[Endpoint](Endpoint(address, number))
+        return Parsed(None, (Problem("", message),))
+    return Parsed(Endpoint(address, number))
 
 
 def _split(text: str) -> tuple[str, str | None]:
@@ -67,7 +67,7 @@ def _split(text: str) -> tuple[str, str | None]:
 
 def _from_fields(fields: WireEndpoint | None, shape: list[Problem]) -> Parsed[Endpoint]:
     if fields is None:
-        return Parsed[Endpoint](None, tuple(shape))
+        return Parsed(None, tuple(shape))
     problems = Problems(shape)
     ready = fields.ready is not False
     if fields.terminating and fields.ready is None:
@@ -87,7 +87,7 @@ def _from_fields(fields: WireEndpoint | None, shape: list[Problem]) -> Parsed[En
         node_hints=tuple(name.lower() for name in _names(fields.hints.forNodes)) if fields.hints else (),
         changed_at=changed_at(fields.changedAt, problems) if fields.changedAt else 0.0,
     )
-    return Parsed[Endpoint](None if problems.fatal else endpoint, problems.listed())
+    return Parsed(None if problems.fatal else endpoint, problems.listed())
 
 
 def _address(text: str | None, problems: Problems) -> Address:

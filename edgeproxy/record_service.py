@@ -40,10 +40,10 @@ def service_from_json(value: bytes) -> Parsed[Service]:
     """Read a service record; never raises, whatever the bytes are."""
     fields, shape = service_fields(value)
     if fields is None:
-        return Parsed[Service](None, tuple(shape))
+        return Parsed(None, tuple(shape))
     problems = Problems(shape)
     if fields.ports is None and (manifest := problems.shape_warning("")) is not None:
-        return Parsed[Service](None, (Problem("", manifest.message, reason=manifest.reason),))
+        return Parsed(None, (Problem("", manifest.message, reason=manifest.reason),))
     kind = problems.choice("type", fields.type, _TYPES, ServiceType.CLUSTER_IP)
     cluster_ips = _cluster_ips(fields, problems)
     load_balancer_ips = _addresses("loadBalancerIPs", fields.loadBalancerIPs, problems)
@@ -76,7 +76,7 @@ def service_from_json(value: bytes) -> Parsed[Service]:
         changed_at=changed_at(fields.changedAt, problems) if fields.changedAt else 0.0,
     )
     _whole(service, problems)
-    return Parsed[Service](None if problems.fatal else service, problems.listed())
+    return Parsed(None if problems.fatal else service, problems.listed())
 
 
 def _address(path: str, found: str, problems: Problems) -> Address | None:
