@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tests.lab.channel import Channel, Command, LabError, Limits
 from tests.lab.image import CACHE, ROOT, ImageError, image
+from tests.lab.kernel import has_ip_vs
 from tests.lab.vm import PORTS, LabVM, show
 
 SOURCE = "/src"
@@ -111,26 +112,12 @@ def _build(_: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if not arguments.vm and kernel_is_capable():
+    if not arguments.vm and has_ip_vs():
         print("lab: this kernel has ip_vs: running natively", file=sys.stderr)
         return subprocess.run(arguments.command, cwd=ROOT, check=False).returncode
     with LabVM(memory=arguments.memory) as vm:
         _send_tree(vm)
         return _command(vm, arguments)
-
-
-def kernel_is_capable() -> bool:
-    """Whether the kernel that runs here can do what the tests need, and lets us."""
-    if os.geteuid() != 0:
-        return False
-    if Path("/proc/sys/net/ipv4/vs").exists():
-        return True
-    modprobe = shutil.which("modprobe") or "/sbin/modprobe"
-    with contextlib.suppress(FileNotFoundError):
-        return (
-            subprocess.run([modprobe, "-q", "ip_vs"], stderr=subprocess.DEVNULL, check=False).returncode == 0
-        )
-    return False
 
 
 def _send_tree(vm: LabVM) -> None:

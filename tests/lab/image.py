@@ -39,7 +39,7 @@ PACKAGES = (
     "ipvsadm",
     "keepalived",
     "kmod",
-    "libsctp1",
+    "less",
     "linux-image-cloud-amd64",
     "ncat",
     "nftables",
@@ -294,9 +294,12 @@ def _install_python(tree: Path, log: Path) -> None:
     (tree / "opt/lab/lib/python3.11/site-packages/lab.pth").write_text(
         "/src\n/opt/edgeproxy/lib/python3.11/site-packages\n"
     )
-    pytest = tree / "opt/lab/bin/pytest"
-    pytest.write_text("#!/opt/lab/bin/python3\nimport sys\n\nimport pytest\n\nsys.exit(pytest.main())\n")
-    pytest.chmod(0o755)
+    for command, module in (("pytest", "pytest"), ("edgeproxy", "edgeproxy.cli")):
+        script = tree / "opt/lab/bin" / command
+        script.write_text(
+            f"#!/opt/lab/bin/python3\nimport sys\n\nfrom {module} import main\n\nsys.exit(main())\n"
+        )
+        script.chmod(0o755)
     _step(
         log,
         "byte code",

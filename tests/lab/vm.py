@@ -33,7 +33,7 @@ DEFAULT_LIMITS = Limits()
 BOOT_SECONDS = 240.0
 KERNEL_ARGUMENTS = (
     "root=/dev/vda rw console=ttyS0 loglevel=4 panic=-1 mitigations=off audit=0 selinux=0 apparmor=0 "
-    "random.trust_cpu=on systemd.show_status=no systemd.log_target=console net.ifnames=0 rootwait"
+    "random.trust_cpu=on systemd.show_status=auto net.ifnames=0 rootwait"
 )
 NOT_SENT = frozenset(
     {".git", ".venv", ".cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "build"}
