@@ -26,6 +26,9 @@ from edgeproxy.records import (
 from tests.bad_records import BAD_ENDPOINTS, BAD_SERVICES, BadRecord
 
 PREFIX = b"/services/"
+_NAMES = """type clusterIP clusterIPs ports port name nodePort targetPort protocol externalIPs spec kind
+address hints forZones weight ready sessionAffinityConfig clientIP timeoutSeconds"""
+FIELDS = _NAMES.split()
 
 
 def service(**fields: object) -> Service:
@@ -387,10 +390,7 @@ class TestBadRecords:
             lambda inner: (
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
-                    st.sampled_from(
-                        "type clusterIP clusterIPs ports port name nodePort targetPort protocol externalIPs spec kind"
-                        " address hints forZones weight ready sessionAffinityConfig clientIP timeoutSeconds".split()
-                    ),
+                    st.sampled_from(FIELDS),
                     inner,
                     max_size=5,
                 )
