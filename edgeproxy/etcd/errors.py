@@ -98,10 +98,14 @@ class ReplyTooLarge(StoreError):
 _TLS_WORDS = (
     ("CERTIFICATE_VERIFY_FAILED", "its certificate is not signed by a CA in ca_file, or is out of date"),
     ("is not in peer certificate", "its certificate is for another name than the one in etcd.endpoints"),
+    (
+        "Hostname Verification Check failed",
+        "its certificate is for another name than the one in etcd.endpoints",
+    ),
     ("WRONG_VERSION_NUMBER", "it does not speak TLS: use http:// in etcd.endpoints"),
     (
         "TSI_DATA_CORRUPTED",
-        "it wants a client certificate that it trusts: set etcd.cert_file and etcd.key_file",
+        "it wants a client certificate signed by its own CA: check etcd.cert_file and etcd.key_file",
     ),
     ("CERTIFICATE_REQUIRED", "it wants a client certificate: set etcd.cert_file and etcd.key_file"),
     ("UNKNOWN_CA", "it does not trust our client certificate (etcd.cert_file): another CA signed it"),
@@ -112,6 +116,7 @@ _TLS_WORDS = (
 )
 
 _UNREACHABLE_WORDS = (
+    ("Handshake read failed", "it closed the connection in the TLS handshake; if it has no TLS, use http://"),
     ("Connection refused", "the connection was refused; nothing listens there"),
     ("No route to host", "there is no route to it"),
     ("Network is unreachable", "there is no route to it"),
@@ -149,7 +154,7 @@ def translate(code: str, details: str, endpoint: str) -> StoreError:
         return NoLeader(f"{where}: no leader; the cluster has lost its majority or is electing")
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in text:
         return ReplyTooLarge(f"{where}: the answer is too large ({text})")
-    if code == "UNIMPLEMENTED" or "http2 header with status" in text or "Trying to connect an http1" in text:
+    if code == "UNIMPLEMENTED" or "http2 header with status" in text or "Failed parsing HTTP/2" in text:
         return NotEtcd(f"{where}: something answers there, but not etcd v3 ({text}); check etcd.endpoints")
     return _connection_error(code, text, where, endpoint.startswith("https"))
 
@@ -160,6 +165,8 @@ def _connection_error(code: str, text: str, where: str, tls: bool) -> StoreError
         for word, sentence in _TLS_WORDS:
             if word in text:
                 return TlsRefused(f"{where}: {sentence}")
+    elif "failed to connect" in text and "Socket closed" in text:
+        return Unreachable(f"{where}: it closed the connection at once; if it has TLS, use https://")
     for word, sentence in _UNREACHABLE_WORDS:
         if word in text:
             return Unreachable(f"{where}: {sentence}")

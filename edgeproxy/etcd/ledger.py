@@ -108,10 +108,13 @@ class Ledger:
             probes.append(Probe(key=deleted, revision=self.revision, entry=None))
         return tuple(probes)
 
-    def agrees(self, cluster_id: int, revision: int) -> bool:
-        """Whether a linearizable answer's header can come from the history we follow."""
+    def agrees(self, cluster_id: int, revision: int, asked_at: int) -> bool:
+        """Whether a linearizable answer's header can come from the history we follow.
+
+        asked_at: the resume point when the question was sent; the stream may have moved on since.
+        """
         same_cluster = 0 in (cluster_id, self.cluster_id) or cluster_id == self.cluster_id
-        return same_cluster and (revision == 0 or revision >= self.revision)
+        return same_cluster and (revision == 0 or revision >= asked_at)
 
 
 def proves(probe: Probe, found: KeyValue | None) -> bool:

@@ -96,7 +96,7 @@ class Session:
         try:
             for probe in probes:
                 reading = await self._connection.get(probe.key, probe.revision)
-                self._confirm(reading.header)
+                self._confirm(reading.header, probe.revision)
                 if not proves(probe, reading.record):
                     key = probe.key.decode(errors="replace")
                     raise HistoryReplaced(
@@ -110,12 +110,12 @@ class Session:
             return Cause.REPLACED
         return None
 
-    def _confirm(self, header: Header) -> None:
+    def _confirm(self, header: Header, asked_at: int) -> None:
         """A linearizable answer: contact, and a look at whose it is."""
-        if not self._ledger.agrees(header.cluster_id, header.revision):
+        if not self._ledger.agrees(header.cluster_id, header.revision, asked_at):
             raise HistoryReplaced(
                 f"etcd at {self._where}: cluster {header.cluster_id:x} at revision {header.revision} cannot be "
-                f"the one followed (cluster {self._ledger.cluster_id:x} up to revision {self._ledger.revision})"
+                f"the one followed (cluster {self._ledger.cluster_id:x} up to revision {asked_at})"
             )
         self._health.confirmed_at = self._following.clock()
 
@@ -210,8 +210,8 @@ class Session:
         while True:
             wait = self._timing.probe_again if failed else self._timing.probe
             await asyncio.sleep(wait * (0.5 + self._following.random()))
+            asked_at, deadline = self._ledger.revision, self._timing.probe_deadline
             try:
-                deadline = self._timing.probe_deadline
                 reading = await self._connection.get(self._settings.prefix, deadline=deadline)
             except Transient:
                 if failed:
@@ -219,7 +219,7 @@ class Session:
                 failed = True
                 continue
             failed = False
-            self._confirm(reading.header)
+            self._confirm(reading.header, asked_at)
             self._following.backoff.succeeded()
 
     async def _audit(self) -> None:
@@ -236,10 +236,11 @@ class Session:
                 self._following.audit_due = self._next_audit()
 
     async def _audit_once(self) -> None:
+        asked_at = self._ledger.revision
         audit = Audit(self._ledger)
         try:
             header = await self._connection.list_prefix(self._settings.prefix, partial(_compare, audit))
-            self._confirm_list(header)
+            self._confirm(header, asked_at)
             if audit.differences():
                 await asyncio.sleep(self._timing.audit_grace)
             differences = audit.differences()
@@ -253,12 +254,6 @@ class Session:
                 f"etcd at {self._where}: the audit found {len(differences)} keys that differ from what the "
                 f"watch has told ({shown}); listing all records"
             )
-
-    def _confirm_list(self, header: Header) -> None:
-        # Events may have overtaken the list meanwhile, so its revision can be below the ledger's.
-        if not self._ledger.agrees(header.cluster_id, 0):
-            raise HistoryReplaced(f"etcd at {self._where}: cluster id {header.cluster_id:x} is another one")
-        self._health.confirmed_at = self._following.clock()
 
     def _next_audit(self) -> float:
         if self._settings.audit <= 0:
