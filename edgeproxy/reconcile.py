@@ -112,6 +112,10 @@ class Reconciler:
         self._routes_due = True
         self._in_doubt |= before.frame != surroundings.frame
 
+    def doubt(self) -> None:
+        """Note that a wire failed: the next sync begins with reading the kernel."""
+        self._in_doubt = True
+
     @property
     def pending(self) -> bool:
         """Whether a sync has anything to do."""

@@ -110,9 +110,9 @@ def render(frame: Frame) -> str:
     return "\n".join((*_inet_table(frame), *_arp_table(frame), ""))
 
 
-def remove() -> str:
-    """The script that takes both tables away, whether they exist or not."""
-    return "".join(f"add table {f} {TABLE}\ndelete table {f} {TABLE}\n" for f in ("inet", "arp"))
+def remove(family: str) -> str:
+    """The script that takes our table of a family (`inet`, `arp`) away."""
+    return f"delete table {family} {TABLE}\n"
 
 
 def _inet_table(frame: Frame) -> Iterator[str]:
