@@ -20,10 +20,15 @@ from edgeproxy.model import Frontend, RealServer, VirtualServer
 
 
 class AddVirtual(msgspec.Struct, frozen=True, gc=False):
-    """Make a virtual server. If the frontend is already one, its attributes become these."""
+    """Make a virtual server.
+
+    adopt: if there already is one at this frontend, make its attributes these. Without it that is
+        a failure (EEXIST): it may be somebody else's, who would not like it edited.
+    """
 
     server: VirtualServer
     reason: str = ""
+    adopt: bool = False
 
     @property
     def frontend(self) -> Frontend:
@@ -100,8 +105,9 @@ Target = tuple[Frontend, Address, int]
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):
-    """An operation the kernel refused. The others of its batch are not touched by it.
+    """An operation the kernel refused. Those of other frontends are not touched by it.
 
+    operation: the very one that was given, also where another was tried in its place.
     errno: positive. message: a sentence for a finding.
     """
 
@@ -113,6 +119,11 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     def unknown_scheduler(self) -> bool:
         """The scheduler is not in the kernel and its module `ip_vs_<name>` cannot be loaded."""
         return self.errno == errno.ENOENT and isinstance(self.operation, AddVirtual | EditVirtual)
+
+    @property
+    def foreign(self) -> bool:
+        """There is a virtual server at this frontend already, and it was not to be adopted."""
+        return self.errno == errno.EEXIST
 
     @property
     def vanished(self) -> bool:
@@ -130,6 +141,8 @@ def failure(operation: Operation, number: int, reason: str = "") -> Failure:
         said = f"the kernel has no scheduler {name!r}: load the module ip_vs_{name} or name another scheduler"
     elif number == errno.ESRCH:
         said = "there is no such virtual server"
+    elif number == errno.EEXIST:
+        said = "there is a virtual server already that is not ours"
     elif number == errno.EINVAL and isinstance(operation, AddReal | EditReal):
         said = "the kernel does not take this address as a real server (not unicast, or the other family)"
     else:
@@ -179,7 +192,7 @@ def follow_up(operation: Operation, number: int, said: str = "") -> Operation | 
     ESRCH is "no such virtual server" for both (ip_vs_ctl.c).
     """
     match operation, number:
-        case AddVirtual(server, reason), errno.EEXIST:
+        case AddVirtual(server, reason, True), errno.EEXIST:
             return EditVirtual(server, reason)
         case AddReal(frontend, real, reason), errno.EEXIST:
             return EditReal(frontend, real, reason)

@@ -51,6 +51,8 @@ class NetlinkSocket:
 
     def __init__(self, protocol: int, *, groups: Sequence[int] = (), buffer: int = _BUFFER) -> None:
         self._sequence = 0
+        self._received = bytearray(_READ)
+        self._view = memoryview(self._received)
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         try:
             self._socket.setblocking(False)
@@ -128,13 +130,14 @@ class NetlinkSocket:
             OverrunError: as :meth:`receive`.
         """
         try:
-            return self._socket.recv(_READ)
+            length = self._socket.recv_into(self._received)
         except BlockingIOError:
             return b""
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 raise OverrunError("netlink receive queue overrun: answers are lost") from None
             raise
+        return bytes(self._view[:length])
 
     def drain(self) -> None:
         """Throw away everything queued, unfinished dumps and overruns included."""
