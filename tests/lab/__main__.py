@@ -30,6 +30,8 @@ from tests.lab.vm import PORTS, LabVM, show
 
 SOURCE = "/src"
 RESULTS = "/results"
+# Tells a test or benchmark where to leave files for the caller.
+RESULTS_VARIABLE = "LAB_RESULTS"
 EXIT_LAB = 3
 
 
@@ -114,7 +116,10 @@ def _build(_: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if not arguments.vm and has_ip_vs():
         print("lab: this kernel has ip_vs: running natively", file=sys.stderr)
-        return subprocess.run(arguments.command, cwd=ROOT, check=False).returncode
+        path = f"{ROOT}/.venv/bin:{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, RESULTS_VARIABLE: str(arguments.results)}
+        arguments.results.mkdir(parents=True, exist_ok=True)
+        return subprocess.run(arguments.command, cwd=ROOT, env=environment, check=False).returncode
     with LabVM(memory=arguments.memory) as vm:
         _send_tree(vm)
         return _command(vm, arguments)
@@ -133,7 +138,7 @@ def _command(vm: LabVM, arguments: argparse.Namespace) -> int:
     result = vm.run(
         arguments.command,
         directory=SOURCE,
-        environment={"PYTHONUNBUFFERED": "1", "COLUMNS": columns, "EDGEPROXY_LAB": "1"},
+        environment={"PYTHONUNBUFFERED": "1", "COLUMNS": columns, RESULTS_VARIABLE: RESULTS},
         limits=Limits(arguments.silence, arguments.deadline),
         echo=True,
     )
