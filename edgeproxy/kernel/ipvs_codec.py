@@ -108,7 +108,7 @@ class DestinationField(enum.IntEnum):
 
 
 # HASHED is the kernel's own; a NEW_SERVICE that carries it is never hashed and cannot be found.
-_WRITABLE_FLAGS = 0xFFFFFFFF & ~ServiceFlag.HASHED
+_WRITABLE_FLAGS = 0xFFFFFFFF & ~int(ServiceFlag.HASHED)
 _FLAGS = struct.Struct("=II")
 
 

@@ -98,7 +98,7 @@ class VirtualServerEntry(msgspec.Struct, frozen=True, gc=False):
         frontend = self.frontend
         if frontend is None:
             return None
-        timeout = self.timeout if self.flags & ServiceFlag.PERSISTENT else 0
+        timeout = self.timeout if self.flags & _PERSISTENT else 0
         return VirtualServer(frontend, self.scheduler, timeout, self.flags & ~_DERIVED)
 
     @property
@@ -118,7 +118,7 @@ class VirtualServerEntry(msgspec.Struct, frozen=True, gc=False):
             address=frontend.address,
             port=frontend.port,
             scheduler=server.scheduler,
-            flags=server.flags & ~_DERIVED | (ServiceFlag.PERSISTENT if server.timeout else 0),
+            flags=server.flags & ~_DERIVED | (_PERSISTENT if server.timeout else 0),
             timeout=server.timeout,
             netmask=WHOLE_CLIENT_4 if four else WHOLE_CLIENT_6,
         )
@@ -185,4 +185,6 @@ class Information(msgspec.Struct, frozen=True, gc=False):
 
 
 _PROTOCOLS = {int(protocol): protocol for protocol in Protocol}
-_DERIVED = ServiceFlag.PERSISTENT | ServiceFlag.HASHED
+# Plain numbers: the complement of an IntFlag has only the bits that have a name.
+_PERSISTENT = int(ServiceFlag.PERSISTENT)
+_DERIVED = int(ServiceFlag.PERSISTENT | ServiceFlag.HASHED)
