@@ -72,6 +72,7 @@ class Loop:
         self._reload: Callable[[], Awaitable[None]] | None = None
         self._started, self._started_wall = time.monotonic(), time.time()
         self._received: list[float] = []
+        self._merged = 0
         self._changed_at: list[float] = []
         self._synced_once = False
         self._told_ready = False
@@ -216,13 +217,15 @@ class Loop:
         return now >= self._retry_at and now >= self._last_sync + self._settings.proxy.min_sync
 
     def _take_changes(self) -> None:
+        # A batch that was merged for want of time may hide versions: then a good one can be missing.
+        gap, self._merged = self._store.changes.coalesced != self._merged, self._store.changes.coalesced
         for change in self._store.changes.drain():
             match change:
                 case Snapshot(revision, records, cause):
                     log.info("%d records at revision %d (%s)", len(records), revision, cause)
                     self._reconciler.load(records, revision)
                 case Batch(revision, events):
-                    self._reconciler.apply(events, revision)
+                    self._reconciler.apply(events, revision, gap=gap)
                     self._note_times(events)
         self._taken.set()
 

@@ -90,9 +90,9 @@ class Reconciler:
         """Take a complete snapshot of the records."""
         self._dirty |= self.catalog.replace(records, revision)
 
-    def apply(self, events: Iterable[Event], revision: int) -> None:
-        """Take what happened since the last snapshot or call."""
-        self._dirty |= self.catalog.apply(events, revision)
+    def apply(self, events: Iterable[Event], revision: int, *, gap: bool = False) -> None:
+        """Take what happened since the last snapshot or call; `gap` if versions in between are left out."""
+        self._dirty |= self.catalog.apply(events, revision, gap=gap)
 
     def mark(self, services: Iterable[str]) -> None:
         """Note services that must be compiled anew for any other reason."""
