@@ -115,8 +115,10 @@ _TLS_WORDS = (
     ("Ssl handshake failed", "the TLS handshake failed"),
 )
 
+# grpcio 1.85, grpcio 1.51.
+_NOT_HTTP2 = ("Failed parsing HTTP/2", "Trying to connect an http1")
+
 _UNREACHABLE_WORDS = (
-    ("Handshake read failed", "it closed the connection in the TLS handshake; if it has no TLS, use http://"),
     ("Connection refused", "the connection was refused; nothing listens there"),
     ("No route to host", "there is no route to it"),
     ("Network is unreachable", "there is no route to it"),
@@ -124,6 +126,7 @@ _UNREACHABLE_WORDS = (
     ("Domain name not found", "its name cannot be resolved"),
     ("ping timeout", "it stopped answering pings; the process hangs or the network lost it"),
     ("keepalive watchdog timeout", "it stopped answering pings; the process hangs or the network lost it"),
+    ("timed out before receiving SETTINGS", "no answer in time"),
     ("Connection reset", "the connection was reset"),
     ("Socket closed", "the connection was closed"),
     ("GOAWAY", "it closed the connection"),
@@ -154,7 +157,11 @@ def translate(code: str, details: str, endpoint: str) -> StoreError:
         return NoLeader(f"{where}: no leader; the cluster has lost its majority or is electing")
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in text:
         return ReplyTooLarge(f"{where}: the answer is too large ({text})")
-    if code == "UNIMPLEMENTED" or "http2 header with status" in text or "Failed parsing HTTP/2" in text:
+    if (
+        code == "UNIMPLEMENTED"
+        or "http2 header with status" in text
+        or any(word in text for word in _NOT_HTTP2)
+    ):
         return NotEtcd(f"{where}: something answers there, but not etcd v3 ({text}); check etcd.endpoints")
     return _connection_error(code, text, where, endpoint.startswith("https"))
 
@@ -165,8 +172,13 @@ def _connection_error(code: str, text: str, where: str, tls: bool) -> StoreError
         for word, sentence in _TLS_WORDS:
             if word in text:
                 return TlsRefused(f"{where}: {sentence}")
-    elif "failed to connect" in text and "Socket closed" in text:
-        return Unreachable(f"{where}: it closed the connection at once; if it has TLS, use https://")
+    if "failed to connect" in text and "Socket closed" in text:
+        hint = (
+            "in the TLS handshake; if it has no TLS, use http://"
+            if tls
+            else "at once; if it has TLS, use https://"
+        )
+        return Unreachable(f"{where}: it closed the connection {hint}")
     for word, sentence in _UNREACHABLE_WORDS:
         if word in text:
             return Unreachable(f"{where}: {sentence}")

@@ -74,6 +74,8 @@ CASES = [
         "too large",
     ),
     ("RESOURCE_EXHAUSTED", "etcdserver: too many requests", errors.Unreachable, "too many requests"),
+    ("UNAVAILABLE", CONNECT + "Trying to connect an http1.x server", errors.NotEtcd, "check etcd.endpoints"),
+    ("UNAVAILABLE", CONNECT + "Handshake read failed (Socket closed)", errors.Unreachable, "use http://"),
     ("UNIMPLEMENTED", "unknown service etcdserverpb.KV", errors.NotEtcd, "not etcd v3"),
     ("INTERNAL", "Exception deserializing response!", errors.Unreachable, "INTERNAL"),
     ("UNAVAILABLE", "", errors.Unreachable, "UNAVAILABLE"),
