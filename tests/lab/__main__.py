@@ -165,7 +165,7 @@ def _up(arguments: argparse.Namespace) -> int:
     with contextlib.suppress(LabError):
         print(f"lab: machine {arguments.name!r} is up already, pid {_attach(arguments.name).process_id()}")
         return 0
-    vm = LabVM(memory=arguments.memory)
+    vm = LabVM(memory=arguments.memory, stays=True)
     try:
         vm.boot()
         _send_tree(vm)

@@ -45,9 +45,13 @@ class LabVM:
 
     memory: MiB of RAM; processors: emulated CPUs.
     directory: where its sockets and console log live; a new temporary one by default.
+    stays: it outlives this process; otherwise the kernel ends it with us, however we end.
     """
 
-    def __init__(self, memory: int = 2048, processors: int = 2, directory: Path | None = None) -> None:
+    def __init__(
+        self, memory: int = 2048, processors: int = 2, directory: Path | None = None, stays: bool = False
+    ) -> None:
+        self.stays = stays
         self.memory = memory
         self.processors = processors
         self.directory = directory or Path(tempfile.mkdtemp(prefix="edgeproxy-lab-"))
@@ -90,7 +94,11 @@ class LabVM:
         self.directory.mkdir(parents=True, exist_ok=True)
         log = (self.directory / "qemu.log").open("wb")
         self.process = subprocess.Popen(
-            self._qemu(source), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            [*(() if self.stays else ("setpriv", "--pdeathsig", "KILL")), *self._qemu(source)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
 
     def _qemu(self, source: Image) -> list[str]:
@@ -240,7 +248,10 @@ class LabVM:
             LabError: it did not come back.
         """
         before = self._boot
-        self.channel.start(Command(("systemctl", "reboot")))
+        # Its end may get lost with the agent, and that is as good.
+        with contextlib.suppress(LabError):
+            self.channel.start(Command(("systemctl", "--no-block", "reboot")))
+            self.channel.wait(lambda _stream, _data: None, Limits(silence=20, total=20), "reboot")
         deadline = time.monotonic() + BOOT_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(LabError):
