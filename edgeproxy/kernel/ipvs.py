@@ -171,6 +171,6 @@ class Ipvs:
         """Set the connection timeouts that are not 0.
 
         Raises:
-            RefusedError: EINVAL, one is negative or above 2147483 seconds.
+            RefusedError: EINVAL, one is above 2147483647 jiffies: 24 days where HZ is 1000, 99 where it is 250.
         """
         self._socket.one(codec.encode_timeouts(timeouts), "set IPVS timeouts")

@@ -1,0 +1,207 @@
+"""What is read from IPVS, against what ipvsadm says of the same state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from edgeproxy.address import parse, text, with_port
+from edgeproxy.kernel.ipvs import Ipvs
+from edgeproxy.kernel.ipvs_entries import (
+    AF_INET,
+    AF_INET6,
+    DestinationEntry,
+    Timeouts,
+    VirtualServerEntry,
+    VirtualServerState,
+)
+from edgeproxy.kernel.ipvs_operations import AddReal, AddVirtual, EditVirtual
+from edgeproxy.kernel.netlink import RefusedError
+from edgeproxy.model import Frontend, Protocol, RealServer, VirtualServer
+from tests.native.conftest import netns, sh  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.usefixtures("netns")
+
+WEB = Frontend(parse("10.96.0.10"), Protocol.TCP, 8000)
+
+# Made with `ipvsadm -R`: every kind of service and destination, as `ipvsadm -Sn` prints them.
+RULES = """\
+-A -t 10.96.0.10:8000 -s wrr
+-a -t 10.96.0.10:8000 -r 10.1.1.2:80 -m -w 3
+-a -t 10.96.0.10:8000 -r 10.1.1.3:8000 -g -w 0
+-a -t 10.96.0.10:8000 -r 10.1.1.4:8000 -i -w 7 --tun-type gue --tun-port 6080 --tun-nocsum
+-a -t 10.96.0.10:8000 -r 10.1.1.5:8000 -i -w 65535 --tun-type gre --tun-csum
+-A -u 10.96.0.11:53 -s rr -p 10800 -M 255.255.255.0
+-A -u 10.96.0.12:5060 -s rr -p 300 --pe sip -o
+-A --sctp-service 10.96.0.13:7777 -s lc
+-a --sctp-service 10.96.0.13:7777 -r 10.1.1.2:7777 -m -w 1
+-A -t [fd00::10]:443 -s mh -p 60 -M 64 -b mh-fallback,mh-port
+-a -t [fd00::10]:443 -r [fd00::2]:8443 -m -w 5
+-A -f 7 -s sh -b sh-port
+-a -f 7 -r 10.1.1.9:0 -g -w 1
+-A -f 8 -6 -s wlc -p 360
+"""
+
+FORWARDING = {0: "-m", 2: "-i", 3: "-g"}
+TUNNELS = {0: "ipip", 1: "gue", 2: "gre"}
+
+
+def _named(server: VirtualServerEntry) -> str:
+    if server.fwmark:
+        return f"-f {server.fwmark}"
+    option = {6: "-t", 17: "-u", 132: "--sctp-service"}[server.protocol]
+    return f"{option} {with_port(server.address, server.port)}"
+
+
+def _rule(server: VirtualServerEntry) -> str:
+    words = [f"-A {_named(server)}"]
+    if server.fwmark and server.family == AF_INET6:
+        words.append("-6")
+    words.append(f"-s {server.scheduler}")
+    if server.flags & 0x01:
+        words.append(f"-p {server.timeout}")
+        if server.family == AF_INET and server.netmask != 0xFFFFFFFF:
+            words.append(f"-M {text(parse(_dotted(server.netmask)))}")
+        if server.family == AF_INET6 and server.netmask != 128:
+            words.append(f"-M {server.netmask}")
+    if server.persistence_engine:
+        words.append(f"--pe {server.persistence_engine}")
+    if server.flags & 0x04:
+        words.append("-o")
+    prefix = server.scheduler
+    flags = [f"{prefix}-fallback"] * bool(server.flags & 0x08) + [f"{prefix}-port"] * bool(
+        server.flags & 0x10
+    )
+    if flags:
+        words.append(f"-b {','.join(flags)}")
+    return " ".join(words)
+
+
+def _dotted(number: int) -> str:
+    return ".".join(str(byte) for byte in number.to_bytes(4, "big"))
+
+
+def _destination_rule(server: VirtualServerEntry, entry: DestinationEntry) -> str:
+    words = [
+        f"-a {_named(server)} -r {with_port(entry.address, entry.port)}",
+        FORWARDING[entry.forwarding],
+        f"-w {entry.weight}",
+    ]
+    if entry.tunnel_type:
+        words.append(f"--tun-type {TUNNELS[entry.tunnel_type]}")
+        if entry.tunnel_port:
+            words.append(f"--tun-port {entry.tunnel_port}")
+        words.append("--tun-csum" if entry.tunnel_flags & 1 else "--tun-nocsum")
+    return " ".join(words)
+
+
+def rules(states: list[VirtualServerState]) -> list[str]:
+    """The state as `ipvsadm -Sn` prints it, sorted."""
+    return sorted(
+        rule
+        for state in states
+        for rule in (_rule(state.server), *(_destination_rule(state.server, d) for d in state.destinations))
+    )
+
+
+@pytest.fixture
+def ipvs(netns: None) -> Iterator[Ipvs]:  # noqa: F811 - the fixture, not the import
+    with Ipvs() as opened:
+        yield opened
+
+
+def test_everything_ipvsadm_can_make_is_read(ipvs: Ipvs) -> None:
+    sh("ipvsadm", "-R", script=RULES)
+    printed = sh("ipvsadm", "-Sn").splitlines()
+    assert rules(ipvs.dump()) == sorted(printed)
+    assert sorted(printed) == sorted(RULES.splitlines())
+    assert rules(ipvs.dump(statistics=True)) == sorted(printed)
+    assert rules([state for part in ipvs.read_in_slices() for state in part]) == sorted(printed)
+
+
+def test_everything_we_make_is_what_ipvsadm_prints(ipvs: Ipvs) -> None:
+    six = Frontend(parse("fd00::10"), Protocol.UDP, 53)
+    sctp = Frontend(parse("10.96.0.13"), Protocol.SCTP, 7777)
+    failed = ipvs.apply(
+        [
+            AddVirtual(VirtualServer(WEB, "wrr")),
+            AddReal(WEB, RealServer(parse("10.1.1.2"), 80, 3)),
+            AddReal(WEB, RealServer(parse("10.1.1.3"), 8000, 0)),
+            AddVirtual(VirtualServer(six, "mh", 10800, 0x18)),
+            AddReal(six, RealServer(parse("fd00::2"), 5353, 65535)),
+            AddVirtual(VirtualServer(sctp, "sh", flags=0x10)),
+        ]
+    )
+    assert failed == []
+    assert sorted(sh("ipvsadm", "-Sn").splitlines()) == [
+        "-A --sctp-service 10.96.0.13:7777 -s sh -b sh-port",
+        "-A -t 10.96.0.10:8000 -s wrr",
+        "-A -u [fd00::10]:53 -s mh -p 10800 -b mh-fallback,mh-port",
+        "-a -t 10.96.0.10:8000 -r 10.1.1.2:80 -m -w 3",
+        "-a -t 10.96.0.10:8000 -r 10.1.1.3:8000 -m -w 0",
+        "-a -u [fd00::10]:53 -r [fd00::2]:5353 -m -w 65535",
+    ]
+    assert all(state.server.plain for state in ipvs.dump())
+    assert all(entry.plain for state in ipvs.dump() for entry in state.destinations)
+
+
+def test_thresholds_are_read(ipvs: Ipvs) -> None:
+    sh("ipvsadm", "-A", "-t", "10.96.0.10:8000", "-s", "rr")
+    sh("ipvsadm", "-a", "-t", "10.96.0.10:8000", "-r", "10.1.1.2:80", "-m", "-x", "100", "-y", "50")
+    state = ipvs.dump_frontend(WEB)
+    assert state is not None
+    (entry,) = state.destinations
+    assert (entry.upper, entry.lower, entry.plain) == (100, 50, False)
+
+
+def test_an_edit_makes_a_distorted_server_plain(ipvs: Ipvs) -> None:
+    sh("ipvsadm", "-A", "-t", "10.96.0.10:8000", "-s", "rr", "-p", "77", "-M", "255.255.0.0")
+    wanted = VirtualServer(WEB, "wrr", 300)
+    before = ipvs.dump_frontend(WEB)
+    assert before is not None
+    assert not before.server.plain
+    assert ipvs.apply([EditVirtual(wanted)]) == []
+    after = ipvs.dump_frontend(WEB)
+    assert after is not None
+    assert after.server.plain
+    assert after.server.virtual_server == wanted
+
+
+def test_some_frontends_are_read(ipvs: Ipvs) -> None:
+    sh("ipvsadm", "-R", script=RULES)
+    missing = Frontend(parse("10.96.0.99"), Protocol.TCP, 1)
+    six = Frontend(parse("fd00::10"), Protocol.TCP, 443)
+    found = ipvs.dump_frontends([missing, WEB, six])
+    assert found == {
+        state.server.frontend: state for state in ipvs.dump() if state.server.frontend in (WEB, six)
+    }
+    assert ipvs.dump_frontend(missing) is None
+    assert ipvs.connections(missing) == {}
+    assert ipvs.connections(six) == {(parse("fd00::2"), 8443): (0, 0)}
+
+
+def test_more_destinations_than_fit_in_a_datagram(ipvs: Ipvs) -> None:
+    reals = [RealServer(parse(f"10.1.{n >> 8}.{n & 255}"), 80, n) for n in range(1, 1001)]
+    assert ipvs.apply([AddVirtual(VirtualServer(WEB, "wrr")), *(AddReal(WEB, real) for real in reals)]) == []
+    for statistics in (False, True):
+        (state,) = ipvs.dump(statistics=statistics)
+        assert {entry.real_server for entry in state.destinations} == set(reals)
+        assert len(state.destinations) == len(reals)
+
+
+def test_nothing_is_nothing(ipvs: Ipvs) -> None:
+    assert ipvs.dump() == []
+    assert list(ipvs.read_in_slices()) == [[]]
+    assert ipvs.dump_frontends([]) == {}
+
+
+def test_timeouts_and_information(ipvs: Ipvs) -> None:
+    before = ipvs.timeouts()
+    ipvs.set_timeouts(Timeouts(tcp=901, udp=301))
+    assert ipvs.timeouts() == Timeouts(901, before.tcp_fin, 301)
+    assert sh("ipvsadm", "-Ln", "--timeout").strip() == f"Timeout (tcp tcpfin udp): 901 {before.tcp_fin} 301"
+    with pytest.raises(RefusedError, match="Invalid argument"):
+        ipvs.set_timeouts(Timeouts(tcp=30_000_000))
+    information = ipvs.information()
+    assert f"version {information.version} (size={information.connection_table_size})" in sh("ipvsadm", "-Ln")
