@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from edgeproxy.books import frontend_of, key_of
 from edgeproxy.execution import Wires
 from edgeproxy.frame import NAME as FRAME
+from edgeproxy.kernel import iptables
 from edgeproxy.kernel.ipvs_operations import RemoveVirtual
 from edgeproxy.kernel.nft import FrameMissingError
+from edgeproxy.kernel.nft_sets import TABLE
 from edgeproxy.kernel.routes import DeleteRoute, State
-from edgeproxy.kernel.ruleset import TABLE, remove
+from edgeproxy.kernel.ruleset import remove
 from edgeproxy.model import Element, Frontend, SetName
 from edgeproxy.ownership import NAME as OWNED
 from edgeproxy.ownership import OwnershipLog, scope
@@ -34,9 +36,11 @@ def cleanup(settings: Settings) -> Iterator[str]:
         yield from _routes(wires)
         for family in wires.nft.tables():
             wires.nft.load(remove(family))
-            yield f"removed table {family} {TABLE}"
+            yield f"removed table {family.word} {TABLE}"
     finally:
         wires.close()
+    if accepts := iptables.remove(settings.proxy.mark_bit):
+        yield f"removed {accepts} accept rules from iptables"
     for name in (OWNED, FRAME):
         (settings.state.dir / name).unlink(missing_ok=True)
 

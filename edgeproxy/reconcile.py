@@ -18,19 +18,22 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
+import msgspec
+
 from edgeproxy.books import Actual, Desired, Drain, HealthCheck, Part, Socket, Touched
 from edgeproxy.catalog import Catalog
-from edgeproxy.compile import Host, compile_service, external_addresses
+from edgeproxy.coexistence import Coexistence
+from edgeproxy.compile import Host, compile_service, detoured
 from edgeproxy.detours import Detours
 from edgeproxy.execution import Executor, Wires
 from edgeproxy.frame import FrameKeeper
+from edgeproxy.kernel.nft_sets import comment
 from edgeproxy.kernel.ruleset import NodePortAnchor, anchor
 from edgeproxy.localroutes import LocalRoutes
 from edgeproxy.mirror import Mirror
 from edgeproxy.model import Element, Finding, Frontend, Reason, SetName
 from edgeproxy.ownership import OwnershipLog
 from edgeproxy.plan import Held, Plan, Planner, leaving
-from edgeproxy.records import TrafficPolicy
 from edgeproxy.refused import Refused
 from edgeproxy.surroundings import Surroundings
 from edgeproxy.systemd import fields
@@ -76,6 +79,8 @@ class Reconciler:
         self._mirror = Mirror(wires, self.actual, self._anchors, clock)
         self._tuning = Tuning()
         self._detours = Detours(self._anchors)
+        self._coexistence = Coexistence()
+        self._without_anchor: set[str] = set()
         self._refused = Refused()
         self._dirty: set[str] = set()
         self._touched = Touched()
@@ -159,6 +164,7 @@ class Reconciler:
         self.actual.routes = self._routes.read()
         self._routes_due = True
         self._look_at_tables()
+        self._coexistence.look_at_sockets()
         yield
         self._written = set()
         try:
@@ -176,6 +182,7 @@ class Reconciler:
         self._tuning.apply(ipv6=self._wants_ipv6())
         self.actual.routes = self._routes.read()
         self._look_at_tables(always=True)
+        self._coexistence.look_at_sockets()
         yield
         for (name, _), element in self.actual.elements.items():
             if name in DETOUR_SETS:
@@ -194,6 +201,7 @@ class Reconciler:
         nft = self._wires.nft
         if not always and not nft.disturbed():
             return
+        self._coexistence.look_at_rules(self._surroundings.proxy)
         if self._frame.ensure(self._surroundings.frame):
             log.info("loaded the frame of tables inet and arp edgeproxy")
         generation = nft.generation().number
@@ -222,10 +230,18 @@ class Reconciler:
         entry = self.catalog.entry(name)
         if entry is None:
             return None
-        if entry.service.external_policy is TrafficPolicy.LOCAL:
-            for address in external_addresses(entry.service):
-                self._detours.allot(address)
-        return compile_service(entry, self.catalog.lost(name), host)
+        lost = self.catalog.lost(name)
+        try:
+            if not self._detours.allot(detoured(entry.service)):
+                self._without_anchor.add(name)
+            return compile_service(entry, lost, host)
+        except Exception:
+            # A bug met by one service must not stop the others. What it served goes on, unless another has a claim.
+            log.exception("service %s cannot be compiled", name)
+            before = self.desired.parts.get(name, Part())
+            why = "edgeproxy failed on this service, which is a bug: it is left as it was; see the log"
+            finding = Finding(entry.key, entry.mod_revision, "", Reason.BUG, why)
+            return msgspec.structs.replace(Part() if lost else before, findings=(finding,))
 
     def _reconcile(
         self, touched: Touched, drains: Mapping[Frontend, float], *, adopting: bool
@@ -271,8 +287,8 @@ class Reconciler:
     # -- what depends on the books -------------------------------------------------------------
 
     def _held(self) -> Held:
-        """The objects of services whose record cannot be read; they carry the service's name."""
-        services = self.catalog.held()
+        """The objects of services whose record cannot be read; their comment is the service's name."""
+        services = frozenset(map(comment, self.catalog.held()))
         if not services:
             return Held()
         frontends: set[Frontend] = set()
@@ -304,6 +320,8 @@ class Reconciler:
             for external, at in [*self._detours.items()]
             if external not in used and not self.actual.serves_beyond(at)
         )
+        self._dirty |= self._without_anchor
+        self._without_anchor = set()
 
     def findings(self) -> tuple[Finding, ...]:
         """Everything an operator should know, sorted by key."""
@@ -320,6 +338,7 @@ class Reconciler:
                     *self._refused.findings(),
                     *self._routes.findings(),
                     *self._tuning.findings(),
+                    *self._coexistence.findings(self.desired.elements.items()),
                     *self._surroundings.findings,
                 }
             )

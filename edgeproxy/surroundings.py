@@ -17,7 +17,7 @@ from edgeproxy.kernel.ruleset import Frame
 from edgeproxy.model import Finding, Reason
 from edgeproxy.refusals import Refusals
 from edgeproxy.selection import Node
-from edgeproxy.settings import Proxy, Settings
+from edgeproxy.settings import AcceptIn, Proxy, Settings
 
 
 class HostFacts(msgspec.Struct, frozen=True):
@@ -99,6 +99,7 @@ def _frame(proxy: Proxy, sources: tuple[Address | None, Address | None]) -> Fram
         mark_bit=proxy.mark_bit,
         node_port_range=proxy.node_port_range,
         answer_arp=proxy.answer_arp,
+        accept_marked=proxy.accept_in is AcceptIn.IPTABLES,
     )
 
 

@@ -27,9 +27,8 @@ from collections.abc import Iterator
 import msgspec
 
 from edgeproxy.address import LOOPBACK, Address, Network, is_ipv4, parse_network, text
+from edgeproxy.kernel.nft_sets import TABLE, Family
 from edgeproxy.settings import Masquerade, PortRange
-
-TABLE = "edgeproxy"
 
 NAT_PRIORITY = -110
 """Ten before `dstnat`, so that ours is the first word on what we serve."""
@@ -77,6 +76,8 @@ class Frame(msgspec.Struct, frozen=True):
     mark_bit: int
     node_port_range: PortRange
     answer_arp: bool
+    accept_marked: bool
+    """Whether packets that open a flow carry the mark bit, for `kernel.iptables`."""
 
 
 def anchor(cidr: Network, index: int) -> Address:
@@ -110,9 +111,9 @@ def render(frame: Frame) -> str:
     return "\n".join((*_inet_table(frame), *_arp_table(frame), ""))
 
 
-def remove(family: str) -> str:
-    """The script that takes our table of a family (`inet`, `arp`) away."""
-    return f"delete table {family} {TABLE}\n"
+def remove(family: Family) -> str:
+    """The script that takes our table of a family away."""
+    return f"delete table {family.word} {TABLE}\n"
 
 
 def _inet_table(frame: Frame) -> Iterator[str]:
@@ -256,6 +257,9 @@ def _classes(frame: Frame, digit: int) -> dict[str, tuple[str, list[str]]]:
         Chain.NODE_PORT_SILENT: [f"{host} {set_mark} {inside}", f"{workload} {inside}", "drop"],
     }
     everywhere = f"dnat {ip} prefix to {ip} daddr map @identity{digit}"
+    if frame.accept_marked:
+        opened = f"meta mark set meta mark or {_mark(frame)}"
+        rules = {chain: [opened, *body] for chain, body in rules.items()}
     chains: dict[str, tuple[str, list[str]]] = {f"finish{digit}": ("", [everywhere])}
     return chains | {f"{name.value}{digit}": ("", body) for name, body in rules.items()}
 
@@ -264,12 +268,12 @@ def _arp_table(frame: Frame) -> Iterator[str]:
     """Keeps the host from answering ARP for addresses it serves without owning them."""
     unanswered = [] if frame.answer_arp else _of_family((*frame.service_cidrs, *frame.anchor_cidrs), 4)
     yield f"add table arp {TABLE}"
-    yield f"add set arp {TABLE} addresses {{ type ipv4_addr; }}"
+    yield f"add set arp {TABLE} unanswered {{ type ipv4_addr; }}"
     yield f"add set arp {TABLE} networks {{ type ipv4_addr; flags interval; auto-merge; }}"
     yield from _refill("set", f"arp {TABLE} networks", unanswered)
     yield f"add chain arp {TABLE} input {{ type filter hook input priority 0; policy accept; }}"
     yield f"flush chain arp {TABLE} input"
-    for name in ("networks", "addresses"):
+    for name in ("networks", "unanswered"):
         yield f"add rule arp {TABLE} input arp operation request arp daddr ip @{name} drop"
 
 
