@@ -92,6 +92,11 @@ class Desired:
         self.ipv6_targets = 0
         """Virtual servers of IPv6 that have real servers: forwarding is needed for them."""
         self._users: Counter[ElementKey] = Counter()
+        self._at: Counter[Address] = Counter()
+
+    def serves(self, address: Address) -> bool:
+        """Whether any record wants a virtual server at an address."""
+        return address in self._at
 
     def put(self, parts: Mapping[str, Part | None]) -> Touched:
         """Exchange the parts of some services (None takes one away) and tell what that touches.
@@ -116,6 +121,9 @@ class Desired:
             frontend = target.server.frontend
             touched.frontends.add(frontend)
             del self.targets[frontend], self.owners[frontend]
+            self._at[frontend.address] -= 1
+            if not self._at[frontend.address]:
+                del self._at[frontend.address]
             self.ipv6_targets -= _is_used_ipv6(target)
         for element in part.elements:
             key = key_of(element)
@@ -135,6 +143,7 @@ class Desired:
             frontend = target.server.frontend
             self.targets[frontend] = target
             self.owners[frontend] = name
+            self._at[frontend.address] += 1
             self.ipv6_targets += _is_used_ipv6(target)
             touched.frontends.add(frontend)
         for element in part.elements:
@@ -236,12 +245,17 @@ def frontend_of(key: ElementKey) -> Frontend | None:
     return Frontend(*key[1])  # type: ignore[arg-type]  # the register's key is (address, protocol, port)
 
 
-def companions(frontend: Frontend) -> tuple[ElementKey, ElementKey]:
-    """The elements that stay as long as the virtual server: its register entry and its address."""
-    four = is_ipv4(frontend.address)
-    register = SetName.FRONTENDS4 if four else SetName.FRONTENDS6
-    addresses = SetName.ADDRESSES4 if four else SetName.ADDRESSES6
-    return (
-        (register, (frontend.address, frontend.protocol, frontend.port)),
-        (addresses, (frontend.address,)),
-    )
+ADDRESS_SETS = frozenset({SetName.ADDRESSES4, SetName.ADDRESSES6, SetName.UNANSWERED})
+"""Sets of addresses; their elements stay as long as a virtual server is there, draining or not."""
+
+
+def companions(frontend: Frontend) -> tuple[ElementKey, ...]:
+    """The elements that stay as long as the virtual server: its register entry and those of its address."""
+    key, address = (frontend.address, frontend.protocol, frontend.port), (frontend.address,)
+    if is_ipv4(frontend.address):
+        return (
+            (SetName.FRONTENDS4, key),
+            (SetName.ADDRESSES4, address),
+            (SetName.UNANSWERED, address),
+        )
+    return ((SetName.FRONTENDS6, key), (SetName.ADDRESSES6, address))

@@ -23,10 +23,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from edgeproxy.address import Address, is_ipv4, text
+from edgeproxy.address import Address, Network, is_ipv4, text
 from edgeproxy.books import ElementKey, HealthCheck, Part, Target, key_of
 from edgeproxy.catalog import EndpointEntry, ServiceEntry
 from edgeproxy.claims import LostClaim, NodePortClaim
+from edgeproxy.kernel.nft_sets import comment
 from edgeproxy.kernel.ruleset import Chain, NodePortAnchor, anchor
 from edgeproxy.model import Element, Finding, Frontend, Protocol, RealServer, Reason, SetName, VirtualServer
 from edgeproxy.records import Service, ServicePort, TrafficPolicy
@@ -43,8 +44,8 @@ WEIGHTLESS = frozenset({"rr", "lc", "dh"})
 class Host(msgspec.Struct, frozen=True):
     """Everything a compilation depends on beside the service itself.
 
-    detours: anchor of each external address that a service under Local uses; the reconciler
-        allots them and the kernel remembers them.
+    detours: anchor of each external address that a service under Local uses, if one was left; the
+        reconciler allots them and the kernel remembers them.
     """
 
     node: Node
@@ -56,6 +57,11 @@ class Host(msgspec.Struct, frozen=True):
 def external_addresses(service: Service) -> tuple[Address, ...]:
     """Addresses of a service that externalTrafficPolicy applies to, each once."""
     return tuple(dict.fromkeys((*service.external_ips, *service.load_balancer_ips)))
+
+
+def detoured(service: Service) -> tuple[Address, ...]:
+    """The external addresses of a service that need an anchor of their own (see `detours`)."""
+    return external_addresses(service) if service.external_policy is TrafficPolicy.LOCAL else ()
 
 
 def compile_service(entry: ServiceEntry, lost: Sequence[LostClaim], host: Host) -> Part:
@@ -75,6 +81,7 @@ class _Compilation:
         self._entry = entry
         self._service = entry.service
         self._host = host
+        self._comment = comment(entry.name)
         self._lost = {claim.claim for claim in lost}
         self._targets: list[Target] = []
         self._elements: dict[ElementKey, Element] = {}
@@ -125,7 +132,7 @@ class _Compilation:
                 chain = Chain.CLUSTER_IP_SILENT
         self._serve(frontend, backends)
         self._register(frontend, chain)
-        if not any(frontend.address in cidr for cidr in self._host.proxy.service_cidrs):
+        if not self._in_service_cidrs(frontend.address):
             self._routes[frontend.address] = None
             self._find(
                 "clusterIP",
@@ -158,18 +165,25 @@ class _Compilation:
 
     def _detour(self, frontend: Frontend, selection: Selection) -> None:
         """All endpoints for host processes and local workloads that call an address under Local."""
-        at = self._host.detours[frontend.address]
+        at = self._host.detours.get(frontend.address)
+        if at is None:
+            why = (
+                f"no anchor is left for {text(frontend.address)}: host processes and local workloads that call it "
+                "get endpoints of this host only; give [proxy] anchor_cidrs a larger network"
+            )
+            self._find("externalTrafficPolicy", Reason.CONFIGURATION, why)
+            return
         self._serve(Frontend(at, frontend.protocol, frontend.port), selection.cluster)
         name = SetName.DETOURS4 if is_ipv4(at) else SetName.DETOURS6
-        self._element(Element(name, _fields(frontend), data=at, comment=self._entry.name))
+        self._element(Element(name, _fields(frontend), data=at, comment=self._comment))
 
     def _source_ranges(self, frontend: Frontend) -> None:
         four = is_ipv4(frontend.address)
         name = SetName.SOURCES4 if four else SetName.SOURCES6
-        for network in self._service.source_ranges:
+        for network in _widest(self._service.source_ranges):
             if is_ipv4(network.address) == four:
                 first, last = (*_fields(frontend), network.address), (*_fields(frontend), network.last)
-                self._element(Element(name, first, until=last, comment=self._entry.name))
+                self._element(Element(name, first, until=last, comment=self._comment))
 
     def _node_port(self, port: ServicePort, selection: Selection, *, four: bool) -> None:
         chain, backends = Chain.NODE_PORT_CLUSTER, selection.cluster
@@ -184,7 +198,7 @@ class _Compilation:
         self._serve(Frontend(front, port.protocol, port.node_port), backends)
         name = SetName.NODE_PORTS4 if four else SetName.NODE_PORTS6
         key = (port.protocol, port.node_port)
-        self._element(Element(name, key, verdict=chain.of(front), comment=self._entry.name))
+        self._element(Element(name, key, verdict=chain.of(front), comment=self._comment))
 
     def _serve(self, frontend: Frontend, backends: Sequence[Backend]) -> None:
         """A virtual server with these backends, and the hairpin pairs they need."""
@@ -216,10 +230,15 @@ class _Compilation:
         four = is_ipv4(frontend.address)
         name = SetName.FRONTENDS4 if four else SetName.FRONTENDS6
         verdict = chain.of(frontend.address)
-        self._element(Element(name, _fields(frontend), verdict=verdict, comment=self._entry.name))
+        self._element(Element(name, _fields(frontend), verdict=verdict, comment=self._comment))
         if frontend.address not in self._host.node.addresses:
             name = SetName.ADDRESSES4 if four else SetName.ADDRESSES6
             self._element(Element(name, (frontend.address,)))
+            if four and not self._host.proxy.answer_arp and not self._in_service_cidrs(frontend.address):
+                self._element(Element(SetName.UNANSWERED, (frontend.address,)))
+
+    def _in_service_cidrs(self, address: Address) -> bool:
+        return any(address in cidr for cidr in self._host.proxy.service_cidrs)
 
     def _element(self, element: Element) -> None:
         self._elements[key_of(element)] = element
@@ -305,6 +324,11 @@ class _Compilation:
         finding = Finding(self._entry.key, self._entry.mod_revision, path, reason, message)
         if finding not in self._findings:
             self._findings.append(finding)
+
+
+def _widest(networks: Sequence[Network]) -> tuple[Network, ...]:
+    """Networks without those that lie inside another: the kernel refuses ranges that overlap."""
+    return tuple(n for n in networks if not any(n.overlaps(o) and o.prefix < n.prefix for o in networks))
 
 
 def _fields(frontend: Frontend) -> tuple[Address, Protocol, int]:

@@ -43,6 +43,7 @@ class Reason(enum.StrEnum):
     STORE = "Store"
     CONFIGURATION = "Configuration"
     HELD = "Held"
+    BUG = "Bug"
 
 
 class Finding(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -100,7 +101,8 @@ class VirtualServer(msgspec.Struct, frozen=True, order=True, gc=False):
 class SetName(enum.StrEnum):
     """The sets and maps of our own nft tables whose elements come from records.
 
-    Where the kernel needs a type per family the name carries `4` or `6`.
+    Where the kernel needs a type per family the name carries `4` or `6`. `unanswered` is in table
+    `arp edgeproxy`, all others are in `inet edgeproxy`.
     """
 
     FRONTENDS4 = "frontends4"
@@ -117,10 +119,11 @@ class SetName(enum.StrEnum):
     SOURCES6 = "sources6"
     DRAINS4 = "drains4"
     DRAINS6 = "drains6"
+    UNANSWERED = "unanswered"
 
 
 class Element(msgspec.Struct, frozen=True, gc=False):
-    """One element of a set or map of table `inet edgeproxy`.
+    """One element of a set or map of our tables.
 
     key: the concatenated fields in order: an Address, a Protocol or a port number (int).
     until: upper end of each field where the set holds ranges (`sources*`), else ().

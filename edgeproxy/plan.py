@@ -22,6 +22,7 @@ import msgspec
 
 from edgeproxy.address import Address, text, with_port
 from edgeproxy.books import (
+    ADDRESS_SETS,
     Actual,
     Connections,
     Desired,
@@ -43,7 +44,7 @@ from edgeproxy.kernel.ipvs_operations import (
     RemoveReal,
     RemoveVirtual,
 )
-from edgeproxy.model import Element, Frontend, Protocol, RealServer, SetName
+from edgeproxy.model import Element, Frontend, Protocol, RealServer
 
 
 class Stale(msgspec.Struct, frozen=True, gc=False):
@@ -66,7 +67,8 @@ class Held(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct):
     """Operations by wire, in the order the module's header gives.
 
-    replaced: old values of elements that come back changed in `add_elements`.
+    replaced: old values of elements that come back changed in `add_elements`, and ranges nobody wants,
+        which new ones may overlap.
     add_drains: with their duration in seconds.
     fading: real servers set to weight 0 that seemed idle; to be settled once that is done.
     """
@@ -87,6 +89,7 @@ class Plan(msgspec.Struct):
         return (
             len(self.add_routes)
             + len(self.add_elements)
+            + len(self.replaced)
             + len(self.add_drains)
             + len(self.ipvs)
             + len(self.remove_drains)
@@ -100,6 +103,7 @@ class Plan(msgspec.Struct):
     def lines(self) -> Iterator[str]:
         """One line an operation, for people."""
         yield from (f"add route to {text(address)}" for address in self.add_routes)
+        yield from (f"replace element of {e.set}" for e in self.replaced)
         yield from (f"add element to {e.set}" for e in self.add_elements)
         yield from (f"drain {with_port(*d.real)} of {d.frontend} for {s:g}s" for d, s in self.add_drains)
         yield from map(str, self.ipvs)
@@ -297,7 +301,7 @@ class Planner:
             if found is not None:
                 self._plan.replaced.append(found)
         elif found is not None and not self._needed(found):
-            self._plan.remove_elements.append(found)
+            (self._plan.replaced if found.until else self._plan.remove_elements).append(found)
 
     def _taken(self, key: ElementKey) -> bool:
         """Whether somebody else's virtual server is there: it must not enter the register."""
@@ -310,17 +314,22 @@ class Planner:
         frontend = frontend_of(key_of(element))
         if frontend is not None:
             return frontend in self._actual.servers and frontend not in self._gone
-        if element.set in (SetName.ADDRESSES4, SetName.ADDRESSES6):
+        if element.set in ADDRESS_SETS:
             address = element.key[0]
-            return isinstance(address, bytes) and self._occupied(address)
+            return isinstance(address, bytes) and self._lingers(address)
         return False
 
-    def _occupied(self, address: Address) -> bool:
-        return self._actual.serves_beyond(address, self._gone_at[address])
+    def _lingers(self, address: Address) -> bool:
+        """Whether only draining or held virtual servers are left at an address.
+
+        Where a record wants one, the records decide about the address, too: the host may have come to own it.
+        """
+        occupied = self._actual.serves_beyond(address, self._gone_at[address])
+        return occupied and not self._desired.serves(address)
 
     def _route(self, address: Address) -> None:
         wanted, found = address in self._desired.routes, address in self._actual.routes
         if wanted and not found:
             self._plan.add_routes.append(address)
-        elif found and not wanted and not self._occupied(address):
+        elif found and not wanted and not self._lingers(address):
             self._plan.remove_routes.append(address)

@@ -38,7 +38,7 @@ from edgeproxy.kernel.nft_codec import (
 )
 from edgeproxy.kernel.nft_frame import Parts, SetEntry, fingerprint, list_items, set_entry, table_of
 from edgeproxy.kernel.nft_script import NftError, run
-from edgeproxy.kernel.nft_sets import TABLE, Family, describe
+from edgeproxy.kernel.nft_sets import TABLE, Family, describe, place
 from edgeproxy.kernel.notices import port_id
 from edgeproxy.model import Element, SetName
 
@@ -68,7 +68,7 @@ class ElementRefusedError(NftError):
             if said.errno == errno.EEXIST
             else ""
         )
-        super().__init__(f"{verb} {which}, set {change.set} of table inet {TABLE}: {said}{hint}")
+        super().__init__(f"{verb} {which}, {place(change.set)}: {said}{hint}")
 
 
 class Nft:
@@ -126,6 +126,14 @@ class Nft:
 
     # -- frame ---------------------------------------------------------------------------------
 
+    def tables(self) -> tuple[Family, ...]:
+        """The families in which our table exists.
+
+        Raises:
+            NftError: the kernel refused.
+        """
+        return tuple(family for family in _FAMILIES if self._table(family) is not None)
+
     def load(self, script: str, seconds: float = 60.0) -> None:
         """Run a script through `nft -f -`: one transaction, all or nothing.
 
@@ -174,19 +182,19 @@ class Nft:
         replies, refusal = self._ask(Command.GET_TABLE, header(family) + string(1, TABLE), Flag(0))
         if refusal is not None and refusal.errno == errno.ENOENT:
             return None
-        _must(refusal, f"reading table {family.name.lower()} {TABLE}")
+        _must(refusal, f"reading table {family.word} {TABLE}")
         return replies[0].payload
 
     def _listed(self, command: Command, family: Family) -> Iterator[bytes]:
         replies, refusal = self._ask(command, header(family) + string(1, TABLE), Flag.DUMP)
-        _must(refusal, f"listing table {family.name.lower()} {TABLE}")
+        _must(refusal, f"listing table {family.word} {TABLE}")
         # Kernels that know no filter for this command list the other tables, too.
         return (reply.payload for reply in replies if table_of(reply.payload) == TABLE)
 
     def _items(self, family: Family, entry: SetEntry) -> tuple[bytes, ...]:
         payload = header(family) + string(1, TABLE) + string(2, entry.name)
         replies, refusal = self._ask(Command.GET_ELEMENTS, payload, Flag.DUMP)
-        _must(refusal, f"listing set {entry.name} of table {family.name.lower()} {TABLE}")
+        _must(refusal, f"listing set {entry.name} of table {family.word} {TABLE}")
         return tuple(item for reply in replies for item in list_items(reply.payload))
 
     # -- elements ------------------------------------------------------------------------------
@@ -233,7 +241,7 @@ class Nft:
                 )
             gone = there
         raise NftError(
-            f"table inet {TABLE} keeps changing under our hands: another program deletes our elements"
+            f"our tables {TABLE} keep changing under our hands: another program deletes our elements"
         )
 
     def _present(self, elements: Sequence[Element]) -> list[Element]:
@@ -291,8 +299,8 @@ class Nft:
     def _dump(self, name: SetName) -> list[Held]:
         replies, refusal = self._ask(Command.GET_ELEMENTS, list_head(name), Flag.DUMP)
         if refusal is not None and refusal.errno == errno.ENOENT:
-            raise FrameMissingError(f"table inet {TABLE} or its set {name} is not there: load the frame")
-        _must(refusal, f"listing set {name} of table inet {TABLE}")
+            raise FrameMissingError(f"{place(name)} is not there: load the frame")
+        _must(refusal, f"listing {place(name)}")
         decoder = Decoder(name)
         return [held for reply in replies for held in decoder.read(reply.payload)]
 

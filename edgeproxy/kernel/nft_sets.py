@@ -22,6 +22,11 @@ class Family(enum.IntEnum):
     INET = 1
     ARP = 3
 
+    @property
+    def word(self) -> str:
+        """As nft writes it: `inet`."""
+        return self.name.lower()
+
 
 class Field(enum.Enum):
     """What a field of a key or of data can be: its form in `struct` notation."""
@@ -38,6 +43,7 @@ class SetType(msgspec.Struct, frozen=True):
 
     key: the fields of the key in order; data: what a map gives, None for a set.
     ranges: every element is a range per field and has a closing key.
+    family: of the table the set is in.
     """
 
     key: tuple[Field, ...]
@@ -66,8 +72,14 @@ SETS: Mapping[SetName, SetType] = {
     **_both("detours", *_FRONTEND, data=Field.IPV4),
     **_both("sources", *_FRONTEND, Field.IPV4, ranges=True),
     **_both("drains", *_FRONTEND, Field.IPV4, Field.PORT),
+    SetName.UNANSWERED: SetType((Field.IPV4,), family=Family.ARP),
 }
 """Every set whose elements come from records."""
+
+
+def place(name: SetName) -> str:
+    """A set and its table, for people: `set drains4 of table inet edgeproxy`."""
+    return f"set {name} of table {SETS[name].family.word} {TABLE}"
 
 
 def describe(element: Element) -> str:

@@ -14,7 +14,7 @@ from edgeproxy.address import parse
 from edgeproxy.kernel.nft import ElementRefusedError, FrameMissingError, Nft
 from edgeproxy.kernel.nft_codec import Held
 from edgeproxy.kernel.nft_script import NftError, ScriptError
-from edgeproxy.kernel.nft_sets import COMMENT_LIMIT, SETS, comment, describe
+from edgeproxy.kernel.nft_sets import COMMENT_LIMIT, SETS, Family, comment, describe
 from edgeproxy.model import Element, Protocol, SetName
 from tests.native.conftest import sh
 
@@ -24,6 +24,7 @@ _CHAINS = ("cluster_ip4", "cluster_ip6", "external_local4", "node_port_cluster4"
 def _frame() -> str:
     """Sets of the same types as the real frame, chains to go to, a rule that counts, a rule with a set of its own."""
     lines = ["add table inet edgeproxy", "add table arp edgeproxy"]
+    lines += ["add set arp edgeproxy unanswered { type ipv4_addr; }"]
     for digit in (4, 6):
         ip = f"ipv{digit}_addr"
         frontend = f"{ip} . inet_proto . inet_service"
@@ -78,6 +79,7 @@ ELEMENTS = [
     (Element(SetName.DRAINS4, (V4, TCP, 80, B4, 8080)), "10.96.0.10 . tcp . 80 . 10.1.1.2 . 8080"),
     (Element(SetName.DRAINS6, (V6, TCP, 80, B6, 8080), comment="web"),
      'fd00:96::a . tcp . 80 . fd01::2 . 8080 comment "web"'),
+    (Element(SetName.UNANSWERED, (V4,)), "10.96.0.10"),
 ]  # fmt: skip
 
 
@@ -90,12 +92,12 @@ def nft(netns: None) -> Iterator[Nft]:
 
 def _listing(name: SetName) -> str:
     kind = "map" if SETS[name].data else "set"
-    return " ".join(sh("nft", "list", kind, "inet", "edgeproxy", name).split())
+    return " ".join(sh("nft", "list", kind, SETS[name].family.word, "edgeproxy", name).split())
 
 
 def _cli_elements(name: SetName) -> list[object]:
     kind = "map" if SETS[name].data else "set"
-    shown = json.loads(sh("nft", "-j", "list", kind, "inet", "edgeproxy", name))
+    shown = json.loads(sh("nft", "-j", "list", kind, SETS[name].family.word, "edgeproxy", name))
     elements = next(item[kind] for item in shown["nftables"] if kind in item).get("elem", [])
     return sorted(elements, key=repr)
 
@@ -110,7 +112,7 @@ def test_every_set_is_covered() -> None:
 
 def test_what_nft_adds_is_decoded(nft: Nft) -> None:
     for element, words in ELEMENTS:
-        sh("nft", f"add element inet edgeproxy {element.set} {{ {words} }}")
+        sh("nft", f"add element {SETS[element.set].family.word} edgeproxy {element.set} {{ {words} }}")
     for name in SETS:
         expected = sorted((e for e, _ in ELEMENTS if e.set == name), key=describe)
         assert [held.element for held in _wire(nft, name)] == expected
@@ -118,7 +120,7 @@ def test_what_nft_adds_is_decoded(nft: Nft) -> None:
 
 def test_what_we_add_is_what_nft_would_have_added(nft: Nft) -> None:
     for element, words in ELEMENTS:
-        sh("nft", f"add element inet edgeproxy {element.set} {{ {words} }}")
+        sh("nft", f"add element {SETS[element.set].family.word} edgeproxy {element.set} {{ {words} }}")
     by_cli = {name: _cli_elements(name) for name in SETS}
     texts = {name: _listing(name) for name in SETS}
     nft.commit([], [element for element, _ in ELEMENTS])
@@ -189,12 +191,25 @@ def test_a_verdict_to_a_missing_chain(nft: Nft) -> None:
 
 def test_a_missing_table(nft: Nft) -> None:
     sh("nft", "delete table inet edgeproxy")
-    with pytest.raises(FrameMissingError, match="set addresses4 is not there"):
+    with pytest.raises(FrameMissingError, match="set addresses4 of table inet edgeproxy is not there"):
         nft.commit([ELEMENTS[7][0]])
     with pytest.raises(FrameMissingError):
         nft.dump(SetName.ADDRESSES6)
     with pytest.raises(FrameMissingError):
         nft.commit([], [ELEMENTS[7][0]])
+
+
+def test_each_table_is_told_by_its_family(nft: Nft) -> None:
+    assert nft.tables() == (Family.INET, Family.ARP)
+    sh("nft", "delete table inet edgeproxy; add table ip edgeproxy; add table inet other")
+    assert nft.tables() == (Family.ARP,)
+    with pytest.raises(FrameMissingError, match="set addresses4 of table inet edgeproxy"):
+        nft.commit([Element(SetName.UNANSWERED, (V4,)), ELEMENTS[7][0]])
+    assert not nft.dump(SetName.UNANSWERED), "a transaction over both tables is all or nothing"
+    sh("nft", "delete table arp edgeproxy")
+    assert nft.tables() == ()
+    with pytest.raises(FrameMissingError, match="set unanswered of table arp edgeproxy"):
+        nft.dump(SetName.UNANSWERED)
 
 
 def test_elements_that_do_not_fit_are_refused_before_the_kernel(nft: Nft) -> None:
