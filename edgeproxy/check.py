@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 
 from edgeproxy.catalog import Catalog
-from edgeproxy.compile import Host, compile_service
+from edgeproxy.compile import Host, compile_service, detoured
 from edgeproxy.config import Settings, etcd_settings
+from edgeproxy.detours import Detours
 from edgeproxy.etcd.changes import KeyValue
 from edgeproxy.etcd.endpoint import parse_endpoint
 from edgeproxy.model import Finding, Reason
@@ -63,11 +64,13 @@ def judge(source: str, records: Iterable[KeyValue], revision: int, settings: Set
     catalog = Catalog(settings.etcd.prefix)
     catalog.replace(records, revision)
     node = Node(settings.node.name, settings.node.zone, frozenset(settings.node.addresses))
-    host = Host(node=node, proxy=settings.proxy)
+    detours = Detours(settings.proxy.anchor_cidrs)
+    host = Host(node=node, proxy=settings.proxy, detours=detours)
     findings = list(catalog.findings())
     for name in catalog.services():
         entry = catalog.entry(name)
         if entry is not None:
+            detours.allot(detoured(entry.service))
             findings += compile_service(entry, catalog.lost(name), host).findings
     counts = catalog.counts()
     return Report(source, revision, counts.services, counts.endpoints, tuple(sorted(findings)))

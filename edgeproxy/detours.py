@@ -38,22 +38,22 @@ class Detours(Mapping[Address, Address]):
             self._anchors[external] = anchor_address
             self._taken.add(anchor_address)
 
-    def allot(self, external: Address) -> Address:
-        """The anchor of an external address, the lowest free one where it has none yet.
+    def allot(self, externals: Iterable[Address]) -> bool:
+        """Give each external address an anchor, the lowest free one; false if one gets none."""
+        complete = True
+        for external in externals:
+            complete &= external in self._anchors or self._allot(external)
+        return complete
 
-        Raises:
-            LookupError: every anchor of the family is taken.
-        """
-        if external in self._anchors:
-            return self._anchors[external]
+    def _allot(self, external: Address) -> bool:
         cidr = next(n for n in self._cidrs if is_ipv4(n.address) == is_ipv4(external))
         size = 1 << (len(cidr.address) * 8 - cidr.prefix)
         for index in range(FIRST, min(size - 1, FIRST + len(self._taken) + 1)):
             free = anchor(cidr, index)
             if free not in self._taken:
                 self.adopt(external, free)
-                return free
-        raise LookupError(f"all anchors in {cidr} are taken: give [proxy] anchor_cidrs a larger network")
+                return True
+        return False
 
     def release(self, unused: Iterable[Address]) -> None:
         """Free the anchors of these external addresses."""

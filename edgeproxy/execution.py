@@ -119,13 +119,7 @@ class Executor:
     def _commit(
         self, adds: Sequence[Element], removes: Sequence[Element], timeouts: Mapping[Element, float]
     ) -> Iterator[None]:
-        # What is replaced must leave and come in one transaction; the rest may go in slices.
-        replaced = {key_of(element) for element in removes} & {key_of(element) for element in adds}
-        swaps = [element for element in adds if key_of(element) in replaced]
-        adds = swaps + [element for element in adds if key_of(element) not in replaced]
-        removes = sorted(removes, key=lambda element: key_of(element) not in replaced)
-        for start in range(0, max(len(adds), len(removes)), COMMIT_SLICE):
-            coming, going = adds[start : start + COMMIT_SLICE], removes[start : start + COMMIT_SLICE]
+        for coming, going in in_slices(adds, removes):
             self._wires.nft.commit(coming, going, {e: timeouts[e] for e in coming if e in timeouts})
             self._note_elements(coming, going)
             yield
@@ -183,6 +177,31 @@ class Executor:
                 if isinstance(op, AddReal) and op.frontend in foreign and id(op) not in failed
             ]
         )
+
+
+def in_slices(
+    adds: Sequence[Element], removes: Sequence[Element], size: int = COMMIT_SLICE
+) -> Iterator[tuple[list[Element], list[Element]]]:
+    """Transactions of about `size` elements: which come, which go.
+
+    A value and the one it replaces are in the same one, and so are the ranges of one frontend: a
+    range that overlaps one that is still there is refused.
+    """
+    bundles: dict[object, tuple[list[Element], list[Element]]] = {}
+    for which, elements in enumerate((adds, removes)):
+        for element in elements:
+            bundle = (element.set, element.key[:-1]) if element.until else key_of(element)
+            bundles.setdefault(bundle, ([], []))[which].append(element)
+    coming: list[Element] = []
+    going: list[Element] = []
+    for added, removed in bundles.values():
+        coming += added
+        going += removed
+        if len(coming) + len(going) >= size:
+            yield coming, going
+            coming, going = [], []
+    if coming or going:
+        yield coming, going
 
 
 def drain_element(drain: Drain) -> Element:
