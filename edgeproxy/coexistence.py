@@ -6,7 +6,7 @@ Looked at when the reconciler adopts, at audits after the rule set has changed, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from edgeproxy.books import ElementKey
 from edgeproxy.kernel import firewall, iptables, sockets
@@ -18,7 +18,7 @@ from edgeproxy.settings import AcceptIn, Proxy
 
 log = logging.getLogger(__name__)
 
-NODE_PORT_SETS = frozenset({SetName.NODE_PORTS4, SetName.NODE_PORTS6})
+NODE_PORT_SETS = (SetName.NODE_PORTS4, SetName.NODE_PORTS6)
 IPTABLES_FAMILIES = frozenset({"ip", "ip6"})
 
 
@@ -53,17 +53,15 @@ class Coexistence:
         except (NetlinkError, OSError) as error:
             log.warning("listening sockets cannot be read: %s", error)
 
-    def findings(self, elements: Iterable[tuple[ElementKey, Element]]) -> list[Finding]:
+    def findings(self, wanted: Mapping[ElementKey, Element]) -> list[Finding]:
         """What stands, given the elements we want in the kernel."""
         found = [_closed(chain) for chain in self._chains if not self._consents(chain)]
         if self._trouble:
             found.append(Finding("", 0, "[proxy] accept_in", Reason.FIREWALL, self._trouble))
-        if self._listening:
-            found += [
-                _occupied(element)
-                for (name, key), element in elements
-                if name in NODE_PORT_SETS and key in self._listening
-            ]
+        for protocol, port in self._listening:
+            for name in NODE_PORT_SETS:
+                if element := wanted.get((name, (protocol, port))):
+                    found.append(_occupied(protocol, port, element.comment))
         return found
 
     def _consents(self, chain: ClosedChain) -> bool:
@@ -84,11 +82,10 @@ def _closed(chain: ClosedChain) -> Finding:
     return Finding("", 0, f"{chain.family} {chain.table} {chain.name}", Reason.FIREWALL, why)
 
 
-def _occupied(element: Element) -> Finding:
-    protocol, port = element.key
-    name = Protocol(protocol).name.lower()  # type: ignore[arg-type]  # the sets' type says so
+def _occupied(protocol: Protocol, port: int, service: str) -> Finding:
+    name = protocol.name.lower()
     why = (
-        f"a process of this host listens on {name} port {port}, which service {element.comment} has as node "
-        "port: the service gets the traffic; stop the process or choose another node port"
+        f"a process of this host listens on {name} port {port}, which service {service} has as node port: the "
+        "service gets the traffic; stop the process or choose another node port"
     )
     return Finding("", 0, f"{name}/{port}", Reason.NODE_PORT_IN_USE, why)

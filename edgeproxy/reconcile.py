@@ -338,7 +338,7 @@ class Reconciler:
                     *self._refused.findings(),
                     *self._routes.findings(),
                     *self._tuning.findings(),
-                    *self._coexistence.findings(self.desired.elements.items()),
+                    *self._coexistence.findings(self.desired.elements),
                     *self._surroundings.findings,
                 }
             )
