@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -228,3 +230,18 @@ def test_four_thousand_servers(ipvs: Ipvs) -> None:
         assert failures == []
     print(f"remove 4,000: longest slice {longest * 1000:.0f} ms")
     assert ipvs.dump() == []
+
+
+def test_the_module_may_be_unloaded_and_loaded_again(ipvs: Ipvs) -> None:
+    """The generic netlink family has another number then, and ENOENT is all the kernel says."""
+    loaded = [line.split()[0] for line in Path("/proc/modules").read_text().splitlines()]
+    modules = [name for name in loaded if name.startswith("ip_vs_")]
+    if "ip_vs" not in loaded:
+        pytest.skip("ip_vs is built in")
+    done = subprocess.run(["modprobe", "-r", *modules, "ip_vs"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"ip_vs is in use elsewhere: {done.stderr.strip()}")
+    sh("modprobe", "ip_vs")
+    assert ipvs.apply([AddVirtual(VirtualServer(WEB, "rr")), AddReal(WEB, ONE)]) == []
+    assert held(ipvs) == {VirtualServer(WEB, "rr"): {ONE}}
+    assert ipvs.dump_frontend(WEB) is not None
