@@ -169,6 +169,7 @@ class Executor:
         if not foreign:
             return
         self._actual.foreign.update(foreign)
+        self._ownership.remove(foreign)
         failed = {id(failure.operation) for failure in self.failures}
         self._wires.ipvs.apply(
             [

@@ -108,6 +108,7 @@ class Mirror:
             new = frontend not in actual.foreign
             actual.foreign.add(frontend)
             return new
+        actual.foreign.discard(frontend)
         server = _seen_server(frontend, state)
         reals = {
             (entry.address, entry.port): entry.weight if entry.plain else DISTORTED

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
 import msgspec
 
-from edgeproxy.books import Actual, Desired, Drain, HealthCheck, Part, Socket, Touched
+from edgeproxy.books import Actual, Desired, Drain, HealthCheck, Part, Socket, Touched, companions
 from edgeproxy.catalog import Catalog
 from edgeproxy.coexistence import Coexistence
 from edgeproxy.compile import Host, compile_service, detoured
@@ -283,6 +283,9 @@ class Reconciler:
         for frontend in vanished:
             self.actual.remove_server(frontend)
         self._touched.frontends.update(vanished)
+        for frontend in self.actual.foreign.intersection(op.frontend for op in plan.ipvs):
+            # Found out just now: it must not stay in the register.
+            self._touched.elements.update(companions(frontend))
 
     # -- what depends on the books -------------------------------------------------------------
 
