@@ -63,6 +63,9 @@ class Reconciler:
         ownership: OwnershipLog,
         frame: FrameKeeper,
         clock: Callable[[], float],
+        *,
+        tuning: Tuning | None = None,
+        coexistence: Coexistence | None = None,
     ) -> None:
         self.catalog = catalog
         self.desired = Desired()
@@ -77,9 +80,9 @@ class Reconciler:
         self._frame = frame
         self._clock = clock
         self._mirror = Mirror(wires, self.actual, self._anchors, clock)
-        self._tuning = Tuning()
+        self._tuning = tuning or Tuning()
         self._detours = Detours(self._anchors)
-        self._coexistence = Coexistence()
+        self._coexistence = coexistence or Coexistence()
         self._without_anchor: set[str] = set()
         self._refused = Refused()
         self._dirty: set[str] = set()
