@@ -1,0 +1,1 @@
+"""Figures: edgeproxy beside its peers on the same records, see `docs/benchmarks.md`."""

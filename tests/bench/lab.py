@@ -1,0 +1,102 @@
+"""The cases that need IPVS: every peer on a machine of its own, one after the other, same records.
+
+IPVS keeps the virtual servers of all network namespaces in one table of 256 chains, so each peer's
+are removed before the next begins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from tests.bench import edgeproxy, engine
+from tests.bench.book import CAP, Book
+from tests.bench.load import Load, frontend, spare
+from tests.bench.peers import PEERS, Edgeproxy, Peer
+from tests.bench.probe import Capped, Probe
+from tests.lab.etcd import Etcd
+from tests.lab.namespace import Host
+from tests.lab.topology import Topology
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """How much to measure.
+
+    changes: samples of one change of edgeproxy. patience: seconds after which a peer's changes
+    end, whatever the number of samples. idle: seconds of looking at a daemon with nothing to do.
+    """
+
+    sizes: tuple[int, ...]
+    endpoints: int
+    peers: tuple[str, ...]
+    changes: int
+    burst: int
+    idle: float
+    patience: float = 60.0
+
+
+def run(extent: Extent, book: Book) -> None:
+    """All cases of all sizes."""
+    for services in extent.sizes:
+        load = Load(services, extent.endpoints)
+        with Topology(hosts=len(extent.peers) + 1, backends=0) as net, Etcd(net.store) as etcd:
+            print(f"--- {load}: the engine in one process", flush=True)
+            engine.run(net.hosts[0], load, book)
+            _empty(net.hosts[0])
+            for host, name in zip(net.hosts[1:], extent.peers, strict=True):
+                print(f"--- {load}: {name}", flush=True)
+                _peer(host, name, etcd, load, extent, book)
+                _empty(host)
+
+
+def _peer(host: Host, name: str, etcd: Etcd, load: Load, extent: Extent, book: Book) -> None:
+    peer = PEERS[name](host, etcd)
+    with Probe(host) as probe:
+        try:
+            peer.prepare(load)
+            with book.timed("start, kernel empty", name, load):
+                peer.start()
+                probe.wait_complete(load, CAP)
+            if isinstance(peer, Edgeproxy):
+                edgeproxy.wait_ready(peer)
+            probe.verify(load)
+            _add_reals(peer, name, probe, load, extent, book)
+            if isinstance(peer, Edgeproxy):
+                edgeproxy.run(peer, probe, load, extent.changes, extent.burst, extent.idle, book)
+        except Capped:
+            print(f"{name} is left: it does not get further within {CAP:g} s", flush=True)
+        finally:
+            peer.stop()
+
+
+def _add_reals(peer: Peer, name: str, probe: Probe, load: Load, extent: Extent, book: Book) -> None:
+    actions = ((peer, load.services * k // extent.changes, spare(k)) for k in range(extent.changes))
+
+    def add(service: int, address: str) -> float:
+        action = peer.adding(service, address)
+        began = time.perf_counter()
+        action()
+        probe.wait_weight(frontend(service), address, 1, CAP)
+        return time.perf_counter() - began
+
+    samples = sample(
+        (lambda s=service, a=address: add(s, a) for _, service, address in actions), extent.patience
+    )
+    book.add("one endpoint added", name, load, "s", samples)
+
+
+def sample(measurements: Iterable[Callable[[], float]], patience: float) -> list[float]:
+    """Do measurements, one at least, until they end or `patience` seconds are over."""
+    end = time.monotonic() + patience
+    samples: list[float] = []
+    for measure in measurements:
+        samples.append(measure())
+        if time.monotonic() > end:
+            break
+    return samples
+
+
+def _empty(host: Host) -> None:
+    host.run(["ipvsadm", "-C"], timeout=600)

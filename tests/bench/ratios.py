@@ -1,0 +1,106 @@
+"""The ratios that were promised, from the figures of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from tests.bench.book import find, quantity
+from tests.bench.figures import Figure
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """How much one figure is above another.
+
+    at_least: a capped figure is in it, the true ratio is larger. wanted: the aim, 0 where there is none.
+    """
+
+    what: str
+    size: str
+    above: float
+    below: float
+    wanted: float
+    at_least: bool = False
+
+    @property
+    def value(self) -> float:
+        """Above divided by below."""
+        return self.above / self.below
+
+    @property
+    def met(self) -> bool:
+        """Whether it reaches its aim."""
+        return self.value >= self.wanted
+
+    def __str__(self) -> str:
+        bound = "at least " if self.at_least else ""
+        aim = f" (aim: {self.wanted:g}, {'met' if self.met else 'not met'})" if self.wanted else ""
+        values = f"{quantity(self.above, 's')} / {quantity(self.below, 's')}"
+        return f"{self.size:>12}  {self.what}: {bound}{self.value:.3g}{aim}   [{values}]"
+
+
+_WANTED = (
+    (
+        "ipvsadm -R / kernel apply",
+        ("start, kernel empty", "ipvsadm"),
+        ("engine, kernel empty", "kernel apply"),
+        10.0,
+    ),
+    (
+        "keepalived start / kernel apply",
+        ("start, kernel empty", "keepalived"),
+        ("engine, kernel empty", "kernel apply"),
+        1.0,
+    ),
+    (
+        "ipvsadm -R / edgeproxy start",
+        ("start, kernel empty", "ipvsadm"),
+        ("start, kernel empty", "edgeproxy"),
+        0.0,
+    ),
+    (
+        "keepalived start / edgeproxy start",
+        ("start, kernel empty", "keepalived"),
+        ("start, kernel empty", "edgeproxy"),
+        0.0,
+    ),
+    (
+        "keepalived reload / one endpoint put",
+        ("one endpoint added", "keepalived"),
+        ("one endpoint added", "edgeproxy"),
+        100.0,
+    ),
+    (
+        "ipvsadm -a / one endpoint put",
+        ("one endpoint added", "ipvsadm"),
+        ("one endpoint added", "edgeproxy"),
+        0.0,
+    ),
+    ("cold / restart, engine", ("engine, kernel empty", "whole"), ("engine, kernel right", "whole"), 3.0),
+    (
+        "cold / restart, daemon",
+        ("start, kernel empty", "edgeproxy"),
+        ("restart, kernel right", "edgeproxy"),
+        3.0,
+    ),
+)
+
+
+def ratios(figures: Sequence[Figure]) -> Iterator[Ratio]:
+    """All that these figures allow; medians where there are many samples."""
+    for size in _sizes(figures):
+        for what, (case, peer), (other_case, other), wanted in _WANTED:
+            above, below = find(figures, case, peer, size), find(figures, other_case, other, size)
+            if above and below and below.p50:
+                yield Ratio(what, size, above.p50, below.p50, wanted, at_least=above.capped)
+
+
+def lines(figures: Sequence[Figure]) -> Iterator[str]:
+    """For people."""
+    yield "\nRatios (medians; larger is better for edgeproxy):"
+    yield from map(str, ratios(figures))
+
+
+def _sizes(figures: Iterable[Figure]) -> list[str]:
+    return list(dict.fromkeys(figure.size for figure in figures))
