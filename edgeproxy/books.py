@@ -85,6 +85,8 @@ class Desired:
 
     def __init__(self) -> None:
         self.parts: dict[str, Part] = {}
+        self.remarkable: dict[str, Part] = {}
+        """Those parts that have findings or a health check: few, so that looking for them is cheap."""
         self.targets: dict[Frontend, Target] = {}
         self.owners: dict[Frontend, str] = {}
         self.elements: dict[ElementKey, Element] = {}
@@ -117,6 +119,7 @@ class Desired:
         if part is None:
             return
         del self.parts[name]
+        self.remarkable.pop(name, None)
         for target in part.targets:
             frontend = target.server.frontend
             touched.frontends.add(frontend)
@@ -139,6 +142,8 @@ class Desired:
 
     def _give(self, name: str, part: Part, before: Part, touched: Touched) -> None:
         self.parts[name] = part
+        if part.findings or part.health_check:
+            self.remarkable[name] = part
         for target in part.targets:
             frontend = target.server.frontend
             self.targets[frontend] = target

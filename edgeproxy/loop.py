@@ -43,6 +43,8 @@ RETRY_FIRST, RETRY_MOST = 1.0, 30.0
 NOTICE_REST = 0.05
 """Seconds to let a burst of notices (an interface coming up, a firewall reloading) end."""
 RESOLVE_AGAIN = 5.0
+AUDIT_SHARE = 0.001
+"""Share of the time that goes into looking for changes of IPVS by others, which nothing announces."""
 
 
 class Loop:
@@ -201,7 +203,8 @@ class Loop:
                 await self._work(self._reconciler.sync(), full=not self._synced_once)
             if self._synced_once and now >= self._next_audit:
                 self._next_audit = float("inf")
-                await self._work(self._reconciler.audit(), full=True)
+                budget = self._settings.proxy.resync * AUDIT_SHARE
+                await self._work(self._reconciler.audit(budget), full=True)
             if self._reconciler.actual.drains and now >= self._next_settle:
                 await self._work(self._reconciler.settle(), full=False)
             self._next_settle = now + DRAIN_TICK if self._reconciler.actual.drains else float("inf")

@@ -1,7 +1,8 @@
 """Reads the kernel into the book of actual state and tells what differs from what was thought.
 
-At start the book is empty and everything differs; at an audit usually nothing does. Reading goes in
-slices, between which a sync may run: frontends it writes meanwhile are left out of the comparison.
+At start the book is empty, everything is read and differs; at an audit usually nothing does. IPVS tells
+nobody of its changes, so an audit has to look at every virtual server: it looks at some of them each
+time, so that the cost of an idle host does not grow with its services.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from edgeproxy.address import Network
 from edgeproxy.books import Actual, Connections, Drain, Socket, Touched, companions, key_of
 from edgeproxy.execution import Wires, drain_of
-from edgeproxy.kernel.ipvs_codec import VirtualServerState
+from edgeproxy.kernel.ipvs_entries import VirtualServerState
 from edgeproxy.kernel.nft_sets import SETS
 from edgeproxy.model import Frontend, RealServer, SetName, VirtualServer
 
@@ -19,6 +20,8 @@ DRAIN_SETS = frozenset({SetName.DRAINS4, SetName.DRAINS6})
 DISTORTED = -1
 """Weight noted for a real server, and flags for a virtual one, that only an edit makes right."""
 COUNT_SLICE = 64
+CHECK_SLICE = 32
+"""Virtual servers compared in one step: a few milliseconds."""
 
 
 class Mirror:
@@ -35,6 +38,7 @@ class Mirror:
         self._anchors = tuple(anchors)
         self._clock = clock
         self._kernel_drains: frozenset[Drain] = frozenset()
+        self._unchecked: list[Frontend] = []
 
     def read_elements(self) -> Touched:
         """Read every set that records fill, and the drains with their deadlines.
@@ -74,32 +78,53 @@ class Mirror:
             if drain not in self._kernel_drains and deadline > now
         }
 
-    def read_servers(self, owned: frozenset[Frontend], written: set[Frontend]) -> Iterator[Touched]:
-        """Read IPVS; yields what differed in each slice.
+    def read_servers(self, owned: frozenset[Frontend]) -> Iterator[Touched]:
+        """Read all of IPVS; yields what differed in each slice. Nothing may write meanwhile.
 
         owned: frontends that are ours beside those in the register.
-        written: filled by others while this runs; those frontends are not judged.
         """
         seen: set[Frontend] = set()
         for states in self._wires.ipvs.read_in_slices():
             touched = Touched()
             for state in states:
                 frontend = state.server.frontend
-                if frontend is None:
-                    continue
-                seen.add(frontend)
-                if frontend not in written and self._judge(frontend, state, owned):
-                    touched.frontends.add(frontend)
+                if frontend is not None:
+                    seen.add(frontend)
+                    if self._judge(frontend, state, owned):
+                        touched.frontends.add(frontend)
             yield touched
-        gone = Touched()
-        for frontend in self._actual.servers.keys() - seen - written:
+        yield self._forget(self._actual.servers.keys() - seen | self._actual.foreign - seen)
+
+    def check_servers(self) -> Iterator[Touched]:
+        """Compare some virtual servers with the kernel; yields what differed, for ever if it is let.
+
+        The next call goes on where this one was left; a cycle takes in every server of ours and
+        every foreign one in our way, and ends the generator. A sync may run between two steps.
+        """
+        if not self._unchecked:
+            self._unchecked = [*self._actual.servers, *self._actual.foreign]
+        while self._unchecked:
+            part, self._unchecked = self._unchecked[:CHECK_SLICE], self._unchecked[CHECK_SLICE:]
+            states = self._wires.ipvs.dump_frontends(part)
+            touched = Touched()
+            for frontend, state in states.items():
+                if self._judge(frontend, state, frozenset()):
+                    touched.frontends.add(frontend)
+            touched.update(self._forget({frontend for frontend in part if frontend not in states}))
+            yield touched
+
+    def _forget(self, gone: Iterable[Frontend]) -> Touched:
+        """Note that virtual servers are not in the kernel (any more)."""
+        touched = Touched()
+        for frontend in gone:
+            if frontend in self._actual.foreign:
+                self._actual.foreign.discard(frontend)
+                touched.elements.update(companions(frontend))
+            elif frontend not in self._actual.servers:
+                continue
             self._actual.remove_server(frontend)
-            gone.frontends.add(frontend)
-        for frontend in self._actual.foreign - seen:
-            self._actual.foreign.discard(frontend)
-            gone.frontends.add(frontend)
-            gone.elements.update(key for key in companions(frontend))
-        yield gone
+            touched.frontends.add(frontend)
+        return touched
 
     def _judge(self, frontend: Frontend, state: VirtualServerState, owned: frozenset[Frontend]) -> bool:
         """Note one virtual server; true if it was thought to be different."""

@@ -90,7 +90,6 @@ class Reconciler:
         self._in_doubt = True
         self._routes_due = True
         self._lost_drains: Mapping[Drain, float] = {}
-        self._written: set[Frontend] | None = None
 
     # -- what has changed ----------------------------------------------------------------------
 
@@ -158,8 +157,12 @@ class Reconciler:
         """End drains that are idle or over. Raises as :meth:`sync`."""
         yield from self._settle(dict.fromkeys(self.actual.drains, self._surroundings.proxy.drain))
 
-    def audit(self) -> Iterator[None]:
-        """Compare the kernel with the mirror and put right what somebody else changed. Raises as :meth:`sync`."""
+    def audit(self, seconds: float = float("inf")) -> Iterator[None]:
+        """Compare the kernel with the mirror and put right what somebody else changed.
+
+        seconds: how long IPVS may be looked at; what is left is looked at next time.
+        Raises as :meth:`sync`.
+        """
         if self._in_doubt:
             yield from self.sync()
             return
@@ -169,13 +172,12 @@ class Reconciler:
         self._look_at_tables()
         self._coexistence.look_at_sockets()
         yield
-        self._written = set()
-        try:
-            for touched in self._mirror.read_servers(frozenset(), self._written):
-                self._touched.update(touched)
-                yield
-        finally:
-            self._written = None
+        until = self._clock() + seconds
+        for touched in self._mirror.check_servers():
+            self._touched.update(touched)
+            if self._clock() >= until:
+                break
+            yield
         self._touched.frontends.update(self._refused.frontends())
         self._release_detours()
         yield from self.sync()
@@ -192,7 +194,7 @@ class Reconciler:
                 self._detours.adopt(element.key[0], element.data)  # type: ignore[arg-type]  # an address
         owned = self._ownership.read()
         self.actual.forget_servers()
-        for touched in self._mirror.read_servers(owned, set()):
+        for touched in self._mirror.read_servers(owned):
             self._touched.update(touched)
             yield
         self._ownership.rewrite(self.actual.servers)
@@ -278,8 +280,6 @@ class Reconciler:
         )
 
     def _execute(self, plan: Plan) -> Iterator[None]:
-        if self._written is not None:
-            self._written.update(operation.frontend for operation in plan.ipvs)
         yield from self.executor.run(plan)
         tell(plan, self.desired.owners)
         vanished = self._refused.note(self.executor.failures, self.desired.owners, self.catalog)
@@ -334,7 +334,7 @@ class Reconciler:
         foreign = [
             self._foreign_finding(frontend) for frontend in self.actual.foreign & self.desired.targets.keys()
         ]
-        compiled = (finding for part in self.desired.parts.values() for finding in part.findings)
+        compiled = (finding for part in self.desired.remarkable.values() for finding in part.findings)
         return tuple(
             sorted(
                 {
@@ -361,7 +361,7 @@ class Reconciler:
 
     def health_checks(self) -> dict[str, HealthCheck]:
         """The health check listener each service wants, by service."""
-        return {n: p.health_check for n, p in self.desired.parts.items() if p.health_check}
+        return {n: p.health_check for n, p in self.desired.remarkable.items() if p.health_check}
 
 
 def tell(plan: Plan, owners: Mapping[Frontend, str]) -> None:
