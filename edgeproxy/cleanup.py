@@ -1,6 +1,8 @@
 """Removes everything of ours from the kernel of this host, and nothing else.
 
 Kernel settings (sysctl) stay as they are: other software may have come to rely on them.
+
+    CleanupError            something of ours could not be removed; run it again
 """
 
 from __future__ import annotations
@@ -8,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgeproxy.books import frontend_of, key_of
-from edgeproxy.execution import Wires
 from edgeproxy.frame import NAME as FRAME
 from edgeproxy.kernel import iptables
+from edgeproxy.kernel.iptables import IptablesError
+from edgeproxy.kernel.ipvs import Ipvs
 from edgeproxy.kernel.ipvs_operations import RemoveVirtual
-from edgeproxy.kernel.nft import FrameMissingError
+from edgeproxy.kernel.ipvs_socket import NoIpvsError
+from edgeproxy.kernel.netlink import NetlinkError
+from edgeproxy.kernel.nft import FrameMissingError, Nft
+from edgeproxy.kernel.nft_script import NftError
 from edgeproxy.kernel.nft_sets import TABLE
-from edgeproxy.kernel.routes import DeleteRoute, State
+from edgeproxy.kernel.routes import DeleteRoute, RouteError, Routes, State
 from edgeproxy.kernel.ruleset import remove
 from edgeproxy.model import Element, Frontend, SetName
 from edgeproxy.ownership import NAME as OWNED
@@ -22,54 +28,67 @@ from edgeproxy.ownership import OwnershipLog, scope
 from edgeproxy.settings import Settings
 
 
+class CleanupError(Exception):
+    """Something of ours could not be removed; the message names it."""
+
+
 def cleanup(settings: Settings) -> Iterator[str]:
     """Remove virtual servers, routes and tables; yields a line for each thing removed.
 
-    The lock of the state directory must be held. May be repeated.
+    The lock of the state directory must be held. May be repeated. Traffic to services ends.
 
     Raises:
-        NftError, NetlinkError, RouteError, OSError: the kernel refused.
+        CleanupError: the kernel refused; what was told of before is gone.
     """
-    wires = Wires.open()
     try:
-        yield from _servers(wires, settings)
-        yield from _routes(wires)
-        for family in wires.nft.tables():
-            wires.nft.load(remove(family))
-            yield f"removed table {family.word} {TABLE}"
-    finally:
-        wires.close()
-    if accepts := iptables.remove(settings.proxy.mark_bit):
-        yield f"removed {accepts} accept rules from iptables"
-    for name in (OWNED, FRAME):
-        (settings.state.dir / name).unlink(missing_ok=True)
+        with Nft() as nft, Routes() as routes:
+            # The register goes last: until then it says which virtual servers are ours.
+            yield from _servers(nft, settings)
+            yield from _routes(routes)
+            for family in nft.tables():
+                nft.load(remove(family))
+                yield f"removed table {family.word} {TABLE}"
+        if accepts := iptables.remove(settings.proxy.mark_bit):
+            yield f"removed {accepts} accept rules from iptables"
+        for name in (OWNED, FRAME):
+            (settings.state.dir / name).unlink(missing_ok=True)
+    except (NftError, NetlinkError, RouteError, IptablesError, OSError) as error:
+        raise CleanupError(f"{error}; run it again") from error
 
 
-def _servers(wires: Wires, settings: Settings) -> Iterator[str]:
-    owned = OwnershipLog(settings.state.dir, scope()).read() | _registered(wires)
+def _servers(nft: Nft, settings: Settings) -> Iterator[str]:
+    owned = OwnershipLog(settings.state.dir, scope()).read() | _registered(nft)
     anchors = settings.proxy.anchor_cidrs
-    for state in wires.ipvs.dump():
-        frontend = state.server.frontend
-        if frontend is None:
-            continue
-        if frontend in owned or any(frontend.address in network for network in anchors):
-            wires.ipvs.apply([RemoveVirtual(frontend, reason="cleanup")])
-            yield f"removed virtual server {frontend} with {len(state.destinations)} real servers"
+    try:
+        ipvs = Ipvs()
+    except NoIpvsError:
+        # The module is not loaded: there are no virtual servers.
+        return
+    with ipvs:
+        for state in ipvs.dump():
+            frontend = state.server.frontend
+            if frontend is None:
+                continue
+            if frontend in owned or any(frontend.address in network for network in anchors):
+                if failures := ipvs.apply([RemoveVirtual(frontend, reason="cleanup")]):
+                    raise CleanupError(f"{failures[0].message}; run it again")
+                yield f"removed virtual server {frontend} with {len(state.destinations)} real servers"
 
 
-def _registered(wires: Wires) -> frozenset[Frontend]:
+def _registered(nft: Nft) -> frozenset[Frontend]:
     found: list[Element] = []
     for name in (SetName.FRONTENDS4, SetName.FRONTENDS6):
         try:
-            found.extend(held.element for held in wires.nft.dump(name))
+            found.extend(held.element for held in nft.dump(name))
         except FrameMissingError:
             continue
     frontends = (frontend_of(key_of(element)) for element in found)
     return frozenset(frontend for frontend in frontends if frontend is not None)
 
 
-def _routes(wires: Wires) -> Iterator[str]:
-    for route in wires.routes.own():
-        (outcome,) = wires.routes.apply([DeleteRoute(route.network)])
-        if outcome.state is State.DONE:
-            yield f"removed route local {route.network}"
+def _routes(routes: Routes) -> Iterator[str]:
+    for route in routes.own():
+        (outcome,) = routes.apply([DeleteRoute(route.network)])
+        if outcome.state is not State.DONE:
+            raise CleanupError(f"{outcome.operation}: {outcome.reason}; run it again")
+        yield f"removed route local {route.network}"

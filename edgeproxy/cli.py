@@ -149,19 +149,21 @@ def status(config: Path, *, as_json: bool) -> None:
 @_common
 def cleanup(config: Path, *, as_json: bool) -> None:
     """Remove everything of edgeproxy from the kernel of this host. The daemon must be stopped."""
+    from edgeproxy.cleanup import CleanupError
+    from edgeproxy.cleanup import cleanup as remove_all
     from edgeproxy.state import Lock
 
     settings = _settings(config, check_files=False)
     removed: list[str] = []
     try:
         with Lock.acquire(settings.state.dir):
-            from edgeproxy.cleanup import cleanup as remove_all
-
             for line in remove_all(settings):
                 removed.append(line)
                 if not as_json:
                     click.echo(line)
-    except (StateError, OSError) as error:
+    except (StateError, CleanupError) as error:
+        if as_json:
+            _print_json({"removed": removed})
         _fail(Exit.FAILED, error)
     if as_json:
         _print_json({"removed": removed})
