@@ -20,7 +20,7 @@ from edgeproxy.kernel.netlink import NetlinkError
 from edgeproxy.kernel.nft import FrameMissingError, Nft
 from edgeproxy.kernel.nft_script import NftError
 from edgeproxy.kernel.nft_sets import TABLE
-from edgeproxy.kernel.routes import DeleteRoute, RouteError, Routes, State
+from edgeproxy.kernel.routes import DeleteProxy, DeleteRoute, RouteError, Routes, State
 from edgeproxy.kernel.ruleset import remove
 from edgeproxy.model import Element, Frontend, SetName
 from edgeproxy.ownership import NAME as OWNED
@@ -92,3 +92,7 @@ def _routes(routes: Routes) -> Iterator[str]:
         if outcome.state is not State.DONE:
             raise CleanupError(f"{outcome.operation}: {outcome.reason}; run it again")
         yield f"removed route local {route.network}"
+    for proxy in routes.proxies():
+        if proxy.ours:
+            routes.apply([DeleteProxy(proxy.address, proxy.interface)])
+            yield f"removed proxy neighbour {proxy}"

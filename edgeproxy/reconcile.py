@@ -34,6 +34,7 @@ from edgeproxy.mirror import Mirror
 from edgeproxy.model import Element, Finding, Frontend, Reason, SetName
 from edgeproxy.ownership import OwnershipLog
 from edgeproxy.plan import Held, Plan, Planner, leaving
+from edgeproxy.proxyneighbours import ProxyNeighbours
 from edgeproxy.refused import Refused
 from edgeproxy.surroundings import Surroundings
 from edgeproxy.systemd import fields
@@ -80,10 +81,12 @@ class Reconciler:
         self._frame = frame
         self._clock = clock
         self._mirror = Mirror(wires, self.actual, self._anchors, clock)
+        self._proxies = ProxyNeighbours(wires.routes)
         self._tuning = tuning or Tuning()
         self._detours = Detours(self._anchors)
         self._coexistence = coexistence or Coexistence()
         self._without_anchor: set[str] = set()
+        self._held_before: frozenset[str] = frozenset()
         self._refused = Refused()
         self._dirty: set[str] = set()
         self._touched = Touched()
@@ -143,9 +146,11 @@ class Reconciler:
             yield from self._adopt()
         drains = yield from self._compile()
         touched, self._touched = self._touched, Touched()
-        if adopting or self._routes_due:
+        routes_due, self._routes_due = adopting or self._routes_due, False
+        if routes_due:
             self._routes.ensure(self._surroundings, {*self.desired.routes, *self.actual.routes})
-            self._routes_due = False
+        if routes_due or touched.routes:
+            self._proxies.ensure(self.desired.routes, answer=self._surroundings.proxy.answer_arp)
         if not self._tuning.ipv6 and self._wants_ipv6():
             self._tuning.apply(ipv6=True)
         if touched:
@@ -229,6 +234,11 @@ class Reconciler:
             if not count % COMPILE_SLICE:
                 yield
         self._touched.update(self.desired.put(parts))
+        held = self.catalog.held()
+        if self._held_before - held:
+            # What was kept for them was in no part: only the kernel knows it.
+            self._touched.update(self.actual.everything())
+        self._held_before = held
         return lingering
 
     def _part(self, name: str, host: Host) -> Part | None:
@@ -343,6 +353,7 @@ class Reconciler:
                     *foreign,
                     *self._refused.findings(),
                     *self._routes.findings(),
+                    *self._proxies.findings(),
                     *self._tuning.findings(),
                     *self._coexistence.findings(self.desired.elements),
                     *self._surroundings.findings,
