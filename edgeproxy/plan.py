@@ -44,7 +44,11 @@ from edgeproxy.kernel.ipvs_operations import (
     RemoveReal,
     RemoveVirtual,
 )
-from edgeproxy.model import Element, Frontend, Protocol, RealServer
+from edgeproxy.model import Element, Frontend, Protocol, RealServer, SetName
+
+
+HAIRPIN_SETS = frozenset({SetName.HAIRPIN4, SetName.HAIRPIN6})
+"""Their elements are shared, so that nobody knows which of them a held service needs."""
 
 
 class Stale(msgspec.Struct, frozen=True, gc=False):
@@ -309,7 +313,7 @@ class Planner:
 
     def _needed(self, element: Element) -> bool:
         """Whether an element that no record wants must stay, for drains or a held service."""
-        if element.comment and element.comment in self._held.services:
+        if self._held.services and (element.comment in self._held.services or element.set in HAIRPIN_SETS):
             return True
         frontend = frontend_of(key_of(element))
         if frontend is not None:

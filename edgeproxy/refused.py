@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Mapping, Sequence
 
 from edgeproxy.catalog import Catalog
@@ -27,6 +26,9 @@ class Refused:
         vanished = set()
         for failure in failures:
             frontend = failure.operation.frontend
+            if failure.foreign:
+                # The book of actual state knows: a finding for as long as it is there.
+                continue
             if failure.vanished:
                 if frontend not in unmade:
                     vanished.add(frontend)
@@ -54,6 +56,4 @@ def _judge(failure: Failure) -> tuple[str, Reason, str]:
     """JSON path, reason and message of a failure."""
     if failure.unknown_scheduler:
         return "scheduler", Reason.UNKNOWN_SCHEDULER, failure.message
-    if isinstance(failure.operation, AddVirtual) and failure.errno == errno.EEXIST:
-        return "", Reason.FOREIGN_VIRTUAL_SERVER, failure.message
     return "", Reason.KERNEL, failure.message
