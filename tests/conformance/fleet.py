@@ -1,0 +1,162 @@
+"""A client, two proxy hosts with running daemons, and three backends; see `tests/lab/topology.py`.
+
+    client 10.1.0.2 ── host0 .11 (zone east) ── a 10.1.1.2, c 10.1.3.2   on host0
+                    └─ host1 .12 (zone west) ── b 10.1.2.2               on host1
+
+Every backend is a *local workload* of its host (its network is in `local_cidrs`) and an endpoint;
+as in a cluster, replies to a workload go back through the workload's own host. The client reaches
+service addresses through host0, except 10.97.0.0/16 and 198.51.100.0/24, which go to host1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Self
+
+from tests.lab.daemon import Daemon
+from tests.lab.echo import EchoServers
+from tests.lab.etcd import Etcd
+from tests.lab.namespace import Host
+from tests.lab.topology import Topology
+from tests.lab.wait import until
+
+Records = dict[str, "str | Mapping[str, object] | None"]
+Section = Mapping[str, object]
+ZONES = ("east", "west")
+READY_SECONDS = 180.0
+
+
+def endpoint(backend: Host, family: int = 4, **fields: object) -> dict[str, object]:
+    """The record of a backend; its host is its gateway, as in the drawing above."""
+    address = backend.address4 if family == 4 else backend.address6
+    return {"address": address, "nodeName": backend.gateway, **fields}
+
+
+def service(
+    name: str, spec: Mapping[str, object], endpoints: Mapping[str, str | Mapping[str, object]] | None = None
+) -> Records:
+    """The records of one service: a Service and its Endpoints by name."""
+    key = f"/services/{name}"
+    return {key: spec, **{f"{key}/endpoints/{each}": value for each, value in (endpoints or {}).items()}}
+
+
+class Fleet:
+    """See the module's text. `put` writes records and waits until both hosts have applied them."""
+
+    def __init__(self) -> None:
+        self.net = Topology(hosts=2, backends=3)
+        self.client, self.hosts, self.backends = self.net.client, self.net.hosts, self.net.backends
+        self.etcd: Etcd
+        self.servers: EchoServers
+        self.daemons: list[Daemon] = []
+        self._stack = ExitStack()
+        self._numbers = itertools.count(1)
+        self._written: set[str] = set()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.net)
+            self._add_routes()
+            self.etcd = stack.enter_context(Etcd(self.net.store))
+            self.servers = stack.enter_context(EchoServers())
+            for backend in self.backends:
+                self.servers.listen(backend, tcp=[80, 8080], udp=[53, 5353], sctp=[3868])
+            for number, host in enumerate(self.hosts):
+                daemon = Daemon(host, self.etcd, self._settings(number))
+                stack.callback(daemon.close)
+                daemon.start(wait=False)
+                self.daemons.append(daemon)
+            until(
+                lambda: all(d.is_ready() for d in self.daemons), READY_SECONDS, "both daemons are ready", 0.1
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def put(self, records: Mapping[str, str | Mapping[str, object] | None]) -> None:
+        """Writes records (None deletes) in one transaction; both hosts have applied them on return."""
+        self._written |= records.keys()
+        self.settled(self.etcd.write(records))
+
+    def settled(self, revision: int = 0) -> None:
+        """Waits until both hosts have applied a revision (default: the store's newest)."""
+        wanted = revision or self.etcd.revision()
+        for daemon in self.daemons:
+            if daemon.process is not None:
+                daemon.settled(wanted)
+
+    def forget(self) -> None:
+        """Deletes all records that were put."""
+        if self._written:
+            self.put(dict.fromkeys(self._written))
+            self._written.clear()
+
+    @contextmanager
+    def configured(self, number: int, **sections: Section) -> Iterator[None]:
+        """Host `number` runs with other settings meanwhile: `configured(0, proxy={...})`."""
+        daemon = self.daemons[number]
+        daemon.configure(self._settings(number, **sections))
+        daemon.reload()
+        try:
+            yield
+        finally:
+            daemon.configure(self._settings(number))
+            daemon.reload()
+
+    def cluster_ip(self, family: int = 4) -> str:
+        """An unused address of the service CIDR; the client calls it on host0."""
+        number = next(self._numbers)
+        return f"10.96.{1 + number // 250}.{1 + number % 250}" if family == 4 else f"fd00:96::{number:x}"
+
+    def external_ip(self, number: int = 0, family: int = 4) -> str:
+        """An unused address that no machine has; the client calls it on host `number`."""
+        free = 1 + next(self._numbers) % 250
+        if family == 4:
+            return f"{('203.0.113', '198.51.100')[number]}.{free}"
+        return f"2001:db8:{number}::{free:x}"
+
+    def node_port(self) -> int:
+        """An unused node port."""
+        return 31000 + next(self._numbers)
+
+    def _settings(self, number: int, **sections: Section) -> dict[str, dict[str, object]]:
+        workloads = [b for b in self.backends if b.gateway == self.hosts[number].name]
+        settings: dict[str, dict[str, object]] = {
+            "node": {"name": self.hosts[number].name, "zone": ZONES[number]},
+            "proxy": {
+                "service_cidrs": ["10.96.0.0/16", "10.97.0.0/16", "fd00:96::/112"],
+                "local_cidrs": [n for backend in workloads for n in _networks(backend)],
+            },
+        }
+        for name, keys in sections.items():
+            settings.setdefault(name, {}).update(keys)
+        return settings
+
+    def _add_routes(self) -> None:
+        """The client's ways to service addresses; workloads' ways to each other, through their hosts."""
+        near, far = self.hosts
+        self.client.ip(
+            f"route add 10.96.0.0/16 via {near.address4}",
+            f"route add fd00:96::/112 via {near.address6}",
+            f"route add 10.97.0.0/16 via {far.address4}",
+            f"route add 198.51.100.0/24 via {far.address4}",
+            f"route add 2001:db8:1::/48 via {far.address6}",
+        )
+        for one, other in itertools.permutations(self.backends, 2):
+            number = next(n for n, host in enumerate(self.hosts) if host.name == other.gateway)
+            (network4, network6), (own4, own6) = _networks(other), _networks(one)
+            via4 = own4.replace(".0/24", f".{11 + number}")
+            via6 = own6.replace("::/64", f"::{11 + number}")
+            one.ip(f"route add {network4} via {via4}", f"route add {network6} via {via6}")
+
+
+def _networks(backend: Host) -> tuple[str, str]:
+    """The networks of both families that a backend is on."""
+    return backend.address4.rpartition(".")[0] + ".0/24", backend.address6.rpartition("::")[0] + "::/64"
