@@ -15,7 +15,6 @@ plans everything. An operation that is refused is a finding, tried again by the 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
 import msgspec
@@ -27,6 +26,7 @@ from edgeproxy.compile import Host, compile_service, detoured
 from edgeproxy.detours import Detours
 from edgeproxy.execution import Executor, Wires
 from edgeproxy.frame import FrameKeeper
+from edgeproxy.journal import tell
 from edgeproxy.kernel.nft_sets import comment
 from edgeproxy.kernel.ruleset import NodePortAnchor, anchor
 from edgeproxy.localroutes import LocalRoutes
@@ -37,7 +37,6 @@ from edgeproxy.plan import Held, Plan, Planner, leaving
 from edgeproxy.proxyneighbours import ProxyNeighbours
 from edgeproxy.refused import Refused
 from edgeproxy.surroundings import Surroundings
-from edgeproxy.systemd import fields
 from edgeproxy.tuning import Tuning
 from edgeproxy.versions import Event, KeyValue
 
@@ -46,8 +45,6 @@ log = logging.getLogger(__name__)
 COMPILE_SLICE = 50
 """Services compiled between two yields: some milliseconds."""
 DETOUR_SETS = frozenset({SetName.DETOURS4, SetName.DETOURS6})
-TOLD_SINGLY = 20
-"""Operations of one sync that are logged one by one; more are summed up."""
 
 
 class Reconciler:
@@ -291,7 +288,7 @@ class Reconciler:
 
     def _execute(self, plan: Plan) -> Iterator[None]:
         yield from self.executor.run(plan)
-        tell(plan, self.desired.owners)
+        tell(plan, self.desired.owners, self.catalog)
         vanished = self._refused.note(self.executor.failures, self.desired.owners, self.catalog)
         for frontend in vanished:
             self.actual.remove_server(frontend)
@@ -373,21 +370,3 @@ class Reconciler:
     def health_checks(self) -> dict[str, HealthCheck]:
         """The health check listener each service wants, by service."""
         return {n: p.health_check for n, p in self.desired.remarkable.items() if p.health_check}
-
-
-def tell(plan: Plan, owners: Mapping[Frontend, str]) -> None:
-    """Log what was done and why: each operation of a small plan, the sum of a large one."""
-    if len(plan) > TOLD_SINGLY:
-        kinds = Counter(type(operation).__name__ for operation in plan.ipvs)
-        done = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        log.info(
-            "applied %d operations: %s; %d elements added, %d removed",
-            len(plan),
-            done or "no IPVS operation",
-            len(plan.add_elements),
-            len(plan.remove_elements),
-        )
-        return
-    for operation in plan.ipvs:
-        service = owners.get(operation.frontend, "")
-        log.info("%s: %s", operation, operation.reason, extra=fields(service=service))
