@@ -164,7 +164,7 @@ class Daemon:
             check.port: ServicePortHealth(name, prefix + name, check.local_endpoints)
             for name, check in checks.items()
         }
-        await self._service_health.sync(wanted)
+        await self._service_health.sync(wanted, self._reconciler.health_hosts)
 
     async def _reload(self) -> None:
         """Read the configuration again; a bad one changes nothing."""

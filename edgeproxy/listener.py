@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 RETRY = 5.0
 SHUTDOWN = 1.0
 METHOD_NOT_ALLOWED = 405
+EVERY_ADDRESS = ("",)
+"""Hosts to listen on: every local address of both families."""
 
 Respond = Callable[[str], Answer]
 """Path of a GET or HEAD request in, answer out."""
@@ -146,13 +148,15 @@ class ServiceHealth:
         self._health = health
         self._retry = retry
         self._desired: Mapping[int, ServicePortHealth] = {}
-        self._hosts: tuple[str, ...] = ()
+        self._hosts: tuple[str, ...] = EVERY_ADDRESS
         self._listeners: dict[int, Listener] = {}
 
-    async def sync(self, desired: Mapping[int, ServicePortHealth], hosts: tuple[str, ...] = ()) -> None:
+    async def sync(
+        self, desired: Mapping[int, ServicePortHealth], hosts: tuple[str, ...] = EVERY_ADDRESS
+    ) -> None:
         """Make the open ports those of `desired`; counts of ports that stay change at once.
 
-        hosts: addresses to listen on; `()` = every local address of both families.
+        hosts: addresses to listen on.
         """
         gone, added = port_changes(self._desired, desired)
         if hosts != self._hosts:
@@ -166,7 +170,7 @@ class ServiceHealth:
             purpose = f"healthCheckNodePort {port} of service {service.service}"
             listener = Listener(purpose, self._answers(port), key=service.key, retry=self._retry)
             self._listeners[port] = listener
-            await listener.open(*(Listen(host, port) for host in hosts or ("",)))
+            await listener.open(*(Listen(host, port) for host in hosts))
 
     async def close(self) -> None:
         """Close every port."""

@@ -370,3 +370,8 @@ class Reconciler:
     def health_checks(self) -> dict[str, HealthCheck]:
         """The health check listener each service wants, by service."""
         return {n: p.health_check for n, p in self.desired.remarkable.items() if p.health_check}
+
+    @property
+    def health_hosts(self) -> tuple[str, ...]:
+        """The addresses those listen on."""
+        return self._surroundings.health_hosts

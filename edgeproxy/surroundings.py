@@ -37,6 +37,7 @@ class Surroundings(msgspec.Struct, frozen=True):
 
     proxy: the settings, with the service CIDRs that can be served here.
     sources: the host's source address for local routes, IPv4 then IPv6, None where it has none.
+    health_hosts: addresses where healthCheckNodePorts listen, as text; `0.0.0.0` and `::` for all of a family.
     """
 
     node: Node
@@ -45,6 +46,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     frame: Frame
     sources: tuple[Address | None, Address | None]
     ipv6: bool
+    health_hosts: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
     def source_for(self, address: Address) -> Address | None:
@@ -76,13 +78,15 @@ def survey(settings: Settings, facts: HostFacts) -> Surroundings:
     local = frozenset(a for a in addresses if not any(a in network for network in LOOPBACK))
     chosen = (choose_source(af, facts.addresses, facts.routes) for af in (socket.AF_INET, socket.AF_INET6))
     four, six = chosen
+    frame = _frame(proxy, (four, six))
     return Surroundings(
         node=Node(settings.node.name, settings.node.zone, local),
         proxy=proxy,
         refusals=_refusals(settings, facts, etcd, local),
-        frame=_frame(proxy, (four, six)),
+        frame=frame,
         sources=(four, six),
         ipv6=any(not is_ipv4(a.address) for a in facts.addresses),
+        health_hosts=tuple(_health_hosts(frame, facts)),
         findings=tuple(findings),
     )
 
@@ -101,6 +105,21 @@ def _frame(proxy: Proxy, sources: tuple[Address | None, Address | None]) -> Fram
         answer_arp=proxy.answer_arp,
         accept_marked=proxy.accept_in is AcceptIn.IPTABLES,
     )
+
+
+def _health_hosts(frame: Frame, facts: HostFacts) -> Iterator[str]:
+    """Where health checks of services are answered: on the addresses that answer node ports, as in kube-proxy."""
+    for everything in ("0.0.0.0", "::"):
+        chosen = [n for n in frame.node_port_addresses if is_ipv4(n.address) == is_ipv4(parse(everything))]
+        own = {
+            a.address
+            for a in facts.addresses
+            if is_ipv4(a.address) == is_ipv4(parse(everything)) and a.bindable
+        }
+        if chosen and all(network.prefix for network in chosen):
+            yield from sorted(text(a) for a in own if any(a in n for n in chosen))
+        elif own:
+            yield everything
 
 
 def _obstacle(cidr: Network, facts: HostFacts, etcd: tuple[Address, ...]) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from edgeproxy.address import Address, Network, family, text
+from edgeproxy.address import Address, Network, family, is_ipv4, text
 from edgeproxy.kernel.netlink import attribute, attributes, number, u8, u32
 from edgeproxy.kernel.netlink import text as string_of
 
@@ -98,6 +98,12 @@ class HostAddress(msgspec.Struct, frozen=True, order=True, gc=False):
     def usable(self) -> bool:
         """Whether it may be the source of what this host sends: global, lasting, and not a floating one."""
         return self.scope == Scope.GLOBAL and not self.flags & _UNUSABLE and self.protocol != _KEEPALIVED
+
+    @property
+    def bindable(self) -> bool:
+        """Whether a server may listen on it: not while it is being probed for, nor without naming an interface."""
+        probed = AddressFlag.TENTATIVE | AddressFlag.DAD_FAILED
+        return not self.flags & probed and (is_ipv4(self.address) or self.scope != Scope.LINK)
 
     @property
     def network(self) -> Network:
