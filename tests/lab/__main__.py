@@ -26,6 +26,7 @@ from pathlib import Path
 from tests.lab.channel import Channel, Command, LabError, Limits
 from tests.lab.image import CACHE, ROOT, ImageError, image
 from tests.lab.kernel import has_ip_vs
+from tests.lab.progress import progress
 from tests.lab.vm import PORTS, LabVM, show
 
 SOURCE = "/src"
@@ -120,8 +121,11 @@ def _run(arguments: argparse.Namespace) -> int:
         environment = os.environ | {"PATH": path, RESULTS_VARIABLE: str(arguments.results)}
         arguments.results.mkdir(parents=True, exist_ok=True)
         return subprocess.run(arguments.command, cwd=ROOT, env=environment, check=False).returncode
-    with LabVM(memory=arguments.memory) as vm:
-        _send_tree(vm)
+    image()
+    with contextlib.ExitStack() as stack:
+        with progress("lab: this kernel has no ip_vs: booting a machine that has"):
+            vm = stack.enter_context(LabVM(memory=arguments.memory))
+            _send_tree(vm)
         return _command(vm, arguments)
 
 
