@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 from unittest.mock import patch
@@ -31,37 +30,29 @@ class Stopwatch:
     def watch(self, owner: type, method: str, name: str) -> Self:
         """Count the time of a method; of a generator only the time in it, not what runs between."""
         original = getattr(owner, method)
-        timed = (
-            self._generator(original, name)
-            if inspect.isgeneratorfunction(original)
-            else self._call(original, name)
-        )
+
+        @functools.wraps(original)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self._running(name):
+                answer = original(*args, **kwargs)
+            return self._steps(answer, name) if isinstance(answer, Generator) else answer
+
         self._patches.enter_context(patch.object(owner, method, timed))
         return self
 
-    def _call(self, original: Callable[..., Any], name: str) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
+    def _steps(self, steps: Generator[Any, Any, Any], name: str) -> Generator[Any, Any, Any]:
+        while True:
             try:
-                return original(*args, **kwargs)
-            finally:
-                self.seconds[name] += time.perf_counter() - began
-
-        return timed
-
-    def _generator(self, original: Callable[..., Any], name: str) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def timed(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            steps = original(*args, **kwargs)
-            while True:
-                began = time.perf_counter()
-                try:
+                with self._running(name):
                     step = next(steps)
-                except StopIteration as end:
-                    return end.value
-                finally:
-                    self.seconds[name] += time.perf_counter() - began
-                yield step
+            except StopIteration as end:
+                return end.value
+            yield step
 
-        return timed
+    @contextmanager
+    def _running(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - began

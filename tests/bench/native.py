@@ -1,0 +1,86 @@
+"""The cases that need no IPVS, on this machine itself. Times are CPU times: others run here, too."""
+
+from __future__ import annotations
+
+import cProfile
+import io
+import json
+import pstats
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeproxy.etcd.changes import Event
+from tests.bench.book import Book
+from tests.bench.load import Load, endpoint_key, endpoint_record, spare
+from tests.bench.pipeline import Pipeline, snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILE_LINES = 25
+EVENTS = 1000
+ROUNDS = 3
+
+
+def run(sizes: Sequence[int], endpoints: int, book: Book) -> None:
+    """Pipeline, single events, memory and profile, for every size."""
+    loads = [Load(services, endpoints) for services in sizes]
+    for load in [*loads, Load(1, 5000)]:
+        _pipeline(load, book)
+    for load in loads:
+        _memory(load, book)
+
+
+def _pipeline(load: Load, book: Book) -> None:
+    steps: dict[str, list[float]] = {name: [] for name in ("decode", "compile", "plan", "encode", "whole")}
+    for _ in range(ROUNDS):
+        records, pipeline = snapshot(load), Pipeline()
+        clock = [time.process_time()]
+        services = pipeline.decode(records)
+        clock.append(time.process_time())
+        touched = pipeline.compile(services)
+        clock.append(time.process_time())
+        plan = pipeline.plan(touched)
+        clock.append(time.process_time())
+        pipeline.encode(plan)
+        clock.append(time.process_time())
+        for name, began, ended in zip(steps, clock, clock[1:], strict=False):
+            steps[name].append(ended - began)
+        steps["whole"].append(clock[-1] - clock[0])
+    for name, samples in steps.items():
+        book.add("records to bytes", name, load, "s", samples)
+    pipeline.accept(plan)
+    book.add("one event to bytes", "edgeproxy", load, "s", [_event(pipeline, load, k) for k in range(EVENTS)])
+
+
+def _event(pipeline: Pipeline, load: Load, number: int) -> float:
+    """One endpoint added; the kernel is not told, so that every sample finds the same state."""
+    service = load.services * number // EVENTS
+    key, record = endpoint_key(service, f"spare-{number}"), endpoint_record(spare(number))
+    revision = 10_000_000 + number
+    event = Event(key.encode(), json.dumps(record).encode(), revision, revision)
+    began = time.perf_counter()
+    pipeline.apply(event)
+    return time.perf_counter() - began
+
+
+def _memory(load: Load, book: Book) -> None:
+    argv = [sys.executable, "-m", "tests.bench.memory", str(load.services), str(load.endpoints)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
+    imports, steady, most = map(float, done.stdout.split())
+    book.add("memory: program alone", "edgeproxy", load, "MiB", [imports])
+    book.add("memory: books full", "edgeproxy", load, "MiB", [steady])
+    book.add("memory: most ever", "edgeproxy", load, "MiB", [most])
+
+
+def profile(load: Load) -> str:
+    """The functions that take most of the time of `records to bytes`, as a table."""
+    records, pipeline = snapshot(load), Pipeline()
+    recorder = cProfile.Profile()
+    recorder.enable()
+    pipeline.encode(pipeline.plan(pipeline.compile(pipeline.decode(records))))
+    recorder.disable()
+    text = io.StringIO()
+    pstats.Stats(recorder, stream=text).strip_dirs().sort_stats("tottime").print_stats(PROFILE_LINES)
+    return text.getvalue()
