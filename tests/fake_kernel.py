@@ -29,8 +29,17 @@ from edgeproxy.kernel.nft import ElementRefusedError, FrameMissingError, Nft
 from edgeproxy.kernel.nft_codec import Change, Generation, Held
 from edgeproxy.kernel.nft_codec import Command as NftCommand
 from edgeproxy.kernel.nft_sets import SETS
-from edgeproxy.kernel.routes import DeleteRoute, Outcome, PutRoute, RouteOperation, Routes, State
-from edgeproxy.kernel.routes_codec import OUR_PROTOCOL, HostAddress, Route, RouteType, Table
+from edgeproxy.kernel.routes import (
+    DeleteProxy,
+    DeleteRoute,
+    Outcome,
+    PutProxy,
+    PutRoute,
+    RouteOperation,
+    Routes,
+    State,
+)
+from edgeproxy.kernel.routes_codec import OUR_PROTOCOL, HostAddress, Interface, Proxy, Route, RouteType, Table
 from edgeproxy.model import Element, Frontend, RealServer, SetName, VirtualServer
 
 HASHED = 0x02
@@ -59,6 +68,7 @@ class FakeKernel:
         self.script = ""
         self.generation = 1
         self.routes: dict[Network, Address | None] = {}
+        self.proxies: set[tuple[Address, str]] = set()
         self.addresses: tuple[HostAddress, ...] = ()
         self.other_routes: tuple[Route, ...] = ()
         self.flows: list[Flow] = []
@@ -292,6 +302,14 @@ class FakeRoutes(Routes):
         """The routes of other programs."""
         return [route for route in self._kernel.other_routes if route.table == table]
 
+    def interfaces(self) -> list[Interface]:
+        """One beside `lo`."""
+        return [Interface(1, "lo", True, True), Interface(2, "eth0", True, False)]
+
+    def proxies(self) -> list[Proxy]:
+        """The proxy neighbours, all ours."""
+        return [Proxy(*pair) for pair in sorted(self._kernel.proxies)]
+
     def own(self) -> list[Route]:
         """Our local routes."""
         return [
@@ -314,8 +332,10 @@ class FakeRoutes(Routes):
                 self._kernel.routes[network] = source
             case DeleteRoute(network):
                 self._kernel.routes.pop(network, None)
-            case _:
-                raise NotImplementedError(f"{operation} is nothing the engine does")
+            case PutProxy(address, interface):
+                self._kernel.proxies.add((address, interface))
+            case DeleteProxy(address, interface):
+                self._kernel.proxies.discard((address, interface))
         return Outcome(operation, State.DONE)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
@@ -14,11 +12,16 @@ from hypothesis import strategies as st
 
 from edgeproxy import reconcile
 from edgeproxy.address import parse, parse_network
+from edgeproxy.books import Part
+from edgeproxy.catalog import ServiceEntry
+from edgeproxy.claims import LostClaim
+from edgeproxy.compile import Host, compile_service
 from edgeproxy.kernel.conntrack import Direction, Flow, TcpState
 from edgeproxy.kernel.ipvs_operations import EditReal, RemoveReal, RemoveVirtual
 from edgeproxy.kernel.routes import DeleteRoute
 from edgeproxy.model import Frontend, Protocol, RealServer, Reason, SetName, VirtualServer
 from edgeproxy.settings import Node, Proxy, Settings
+from edgeproxy.surroundings import survey
 from tests.fake_kernel import CrashError, FakeKernel
 from tests.unit.site import DRAINS, FACTS, SETTINGS, Record, Site, finish, picture
 
@@ -86,17 +89,6 @@ CHANGE = st.one_of(
     ),
 )
 CHANGES = st.lists(CHANGE, max_size=8).map(dict)
-
-
-@functools.cache
-def fresh(records: str) -> list[str]:
-    """What a host that knows nothing else makes of records."""
-    site = Site()
-    add_foreign(site.kernel)
-    site.restart()
-    site.put(json.loads(records))
-    site.quiet()
-    return picture(site.kernel)
 
 
 def add_foreign(kernel: FakeKernel) -> None:
@@ -420,12 +412,11 @@ class TestTrouble:
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         site = settled_site(WALK_THROUGH)
-        real = reconcile.compile_service
 
-        def fails(entry: object, *rest: object) -> object:
-            if getattr(entry, "name", "") == "web":
+        def fails(entry: ServiceEntry, lost: Sequence[LostClaim], host: Host) -> Part:
+            if entry.name == "web":
                 raise KeyError("a bug")
-            return real(entry, *rest)  # type: ignore[arg-type]
+            return compile_service(entry, lost, host)
 
         monkeypatch.setattr(reconcile, "compile_service", fails)
         site.put({"web/endpoints/a": None, "other": {"clusterIP": "10.96.0.11", "ports": [{"port": 80}]}})
@@ -528,30 +519,18 @@ class TestSurroundings:
         network = parse_network("192.0.2.1/32")
         assert network in site.kernel.routes
         owned = Settings(node=Node(name="host0", addresses=(parse("10.1.0.11"), parse("192.0.2.1"))))
-        site.reconciler.set_surroundings(reconcile_surroundings(owned))
+        site.reconciler.set_surroundings(survey(owned, FACTS))
         assert site.reconciler.pending
         site.sync()
         assert network not in site.kernel.routes
-        site.reconciler.set_surroundings(reconcile_surroundings(SETTINGS))
+        site.reconciler.set_surroundings(survey(SETTINGS, FACTS))
         site.sync()
         assert network in site.kernel.routes
 
     def test_no_change_is_no_work(self) -> None:
         site = settled_site(WALK_THROUGH)
-        site.reconciler.set_surroundings(reconcile_surroundings(SETTINGS))
+        site.reconciler.set_surroundings(survey(SETTINGS, FACTS))
         assert not site.reconciler.pending
-
-
-def reconcile_surroundings(settings: Settings) -> reconcile.Surroundings:
-    return reconcile.Surroundings(
-        **{n: getattr(s, n) for s in [survey_of(settings)] for n in s.__struct_fields__}
-    )
-
-
-def survey_of(settings: Settings) -> reconcile.Surroundings:
-    from edgeproxy.surroundings import survey
-
-    return survey(settings, FACTS)
 
 
 class TestFlows:
