@@ -16,13 +16,15 @@ CAP = 300.0
 class Book:
     """The figures of a run."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
         self.figures: list[Figure] = []
+        self._silent = silent
 
     def note(self, figure: Figure) -> None:
         """Keep one and print it."""
         self.figures.append(figure)
-        print(f"{figure.case:28} {figure.peer:24} {figure.size:>12}  {shown(figure)}", flush=True)
+        if not self._silent:
+            print(f"{figure.case:36} {figure.peer:27} {figure.size:>10}  {shown(figure)}", flush=True)
 
     def add(self, case: str, peer: str, size: object, unit: str, samples: Sequence[float]) -> None:
         """Keep a figure made of these."""

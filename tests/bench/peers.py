@@ -15,7 +15,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tests.bench.load import BACKEND_PORT, PORT, SERVICE_CIDR, Load, endpoint_key, endpoint_record, vip
+from tests.bench.load import (
+    BACKEND_PORT,
+    PORT,
+    PREFIX,
+    SERVICE_CIDR,
+    Load,
+    endpoint_key,
+    endpoint_record,
+    vip,
+)
 from tests.lab.daemon import Daemon
 from tests.lab.etcd import Etcd
 from tests.lab.namespace import Host
@@ -122,15 +131,7 @@ class Edgeproxy:
         self.daemon = Daemon(host, etcd, settings)
 
     def prepare(self, load: Load) -> None:
-        self.etcd.delete_prefix("/services/")
-        batch: dict[str, str | bytes | Mapping[str, object] | None] = {}
-        for key, value in load.records():
-            batch[key] = value
-            if len(batch) == TRANSACTION:
-                self.etcd.write(batch)
-                batch.clear()
-        if batch:
-            self.etcd.write(batch)
+        write_records(self.etcd, load)
 
     def start(self) -> None:
         self.daemon.start(wait=False)
@@ -141,6 +142,19 @@ class Edgeproxy:
 
     def stop(self) -> None:
         self.daemon.close()
+
+
+def write_records(etcd: Etcd, load: Load) -> None:
+    """Put the records into a store, in place of what it held."""
+    etcd.delete_prefix(PREFIX)
+    batch: dict[str, str | bytes | Mapping[str, object] | None] = {}
+    for key, value in load.records():
+        batch[key] = value
+        if len(batch) == TRANSACTION:
+            etcd.write(batch)
+            batch.clear()
+    if batch:
+        etcd.write(batch)
 
 
 PEERS: Mapping[str, Callable[[Host, Etcd], Peer]] = {

@@ -1,0 +1,108 @@
+"""The daemon natively, on an imaginary IPVS: what Python, etcd and nftables cost without emulation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.bench.book import CAP, Book
+from tests.bench.load import (
+    SERVICE_CIDR,
+    Load,
+    endpoint_key,
+    endpoint_record,
+    spare,
+)
+from tests.bench.peers import TRANSACTION, write_records
+from tests.bench.processes import cpu_seconds, resident_mib
+from tests.lab.daemon import Daemon
+from tests.lab.etcd import Etcd
+from tests.lab.topology import Topology
+from tests.lab.wait import until
+
+NAME = "daemon, imaginary IPVS"
+_REST = 0.0005
+_PAUSE = 0.02
+"""Seconds between two changes: each finds the daemon waiting."""
+_BURST_FROM = 5000
+
+
+class ImaginaryDaemon(Daemon):
+    """`edgeproxy run` with an IPVS that writes down when it was told something."""
+
+    @property
+    def told(self) -> Path:
+        """The log of the imaginary IPVS."""
+        return self.directory / "told"
+
+    def start(self, *, wait: bool = True) -> None:
+        self.told.touch()
+        argv = [sys.executable, "-m", "tests.bench.imaginary", str(self.told), "run"]
+        with self.log.open("ab") as log:
+            self.process = self.host.popen(
+                [*argv, "--config", str(self.configuration)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        if wait:
+            until(self.is_ready, CAP, "the daemon is ready", 0.02)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self.process is not None
+        return self.process.pid
+
+
+def run(load: Load, changes: int, burst: int, idle: float, book: Book) -> None:
+    """Start, single changes, changes during audits, a burst, idling."""
+    with Topology(hosts=1, backends=0) as net, Etcd(net.store) as etcd:
+        write_records(etcd, load)
+        quiet: Mapping[str, object] = {"service_cidrs": [SERVICE_CIDR]}
+        with ImaginaryDaemon(net.hosts[0], etcd, {"proxy": quiet}) as daemon:
+            book.add("start to ready: CPU", NAME, load, "s", [cpu_seconds(daemon.pid)])
+            samples = [_change(daemon, etcd, load, k, changes) for k in range(changes)]
+            book.add("put to kernel, one endpoint", NAME, load, "s", samples)
+            _burst(daemon, etcd, load, burst, book)
+            _idle(daemon, load, idle, book)
+        audits = {"proxy": {**quiet, "resync": "1s"}}
+        with ImaginaryDaemon(net.hosts[0], etcd, audits) as daemon:
+            samples = [_change(daemon, etcd, load, changes + k, 2 * changes) for k in range(changes)]
+            book.add("put to kernel, audit every second", NAME, load, "s", samples)
+
+
+def _change(daemon: ImaginaryDaemon, etcd: Etcd, load: Load, number: int, count: int) -> float:
+    """Seconds from the put to the moment the changes are about to enter the kernel."""
+    time.sleep(_PAUSE)
+    size = daemon.told.stat().st_size
+    key = endpoint_key(load.services * number // count, f"spare-{number}")
+    began = time.monotonic()
+    etcd.put(key, endpoint_record(spare(number)))
+    until(lambda: daemon.told.stat().st_size > size, CAP, "the change is in the imaginary kernel", _REST)
+    with daemon.told.open() as told:
+        told.seek(size)
+        return float(told.readline().split()[0]) - began
+
+
+def _burst(daemon: ImaginaryDaemon, etcd: Etcd, load: Load, count: int, book: Book) -> None:
+    daemon.settled()
+    spares = [(number % load.services, spare(_BURST_FROM + number)) for number in range(count)]
+    cpu, began = cpu_seconds(daemon.pid), time.perf_counter()
+    for start in range(0, count, TRANSACTION):
+        part = spares[start : start + TRANSACTION]
+        etcd.write({endpoint_key(s, f"burst-{a}"): endpoint_record(a) for s, a in part})
+    daemon.settled()
+    case = f"burst of {count} endpoints"
+    book.add(f"{case}: converged", NAME, load, "s", [time.perf_counter() - began])
+    book.add(f"{case}: CPU", NAME, load, "s", [cpu_seconds(daemon.pid) - cpu])
+
+
+def _idle(daemon: ImaginaryDaemon, load: Load, seconds: float, book: Book) -> None:
+    book.add("memory, steady", NAME, load, "MiB", [resident_mib(daemon.pid)])
+    book.add("memory, most ever", NAME, load, "MiB", [resident_mib(daemon.pid, "VmHWM")])
+    if seconds:
+        before = cpu_seconds(daemon.pid)
+        time.sleep(seconds)
+        used = cpu_seconds(daemon.pid) - before
+        book.add(f"idle for {seconds:g} s: CPU", NAME, load, "% of a core", [100 * used / seconds])
