@@ -11,18 +11,19 @@ service addresses through host0, except 10.97.0.0/16 and 198.51.100.0/24, which 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
 from tests.lab.daemon import Daemon
-from tests.lab.echo import EchoServers
+from tests.lab.echo import Answer, EchoServers, Failure, ask_tcp
 from tests.lab.etcd import Etcd
 from tests.lab.namespace import Host
-from tests.lab.topology import Topology
+from tests.lab.topology import FIRST_HOST, Topology
 from tests.lab.wait import until
 
+Ask = Callable[..., Answer | Failure]
 Records = dict[str, "str | Mapping[str, object] | None"]
 Section = Mapping[str, object]
 ZONES = ("east", "west")
@@ -41,6 +42,23 @@ def service(
     """The records of one service: a Service and its Endpoints by name."""
     key = f"/services/{name}"
     return {key: spec, **{f"{key}/endpoints/{each}": value for each, value in (endpoints or {}).items()}}
+
+
+def answers(machine: Host, address: str, port: int, count: int = 4, ask: Ask = ask_tcp) -> list[Answer]:
+    """The answers to some requests, each over a connection of its own; every one must succeed."""
+    found = [ask(machine, address, port) for _ in range(count)]
+    assert all(isinstance(answer, Answer) for answer in found), f"{machine.name} asks {address}: {found}"
+    return [answer for answer in found if isinstance(answer, Answer)]
+
+
+def names(found: list[Answer]) -> set[str]:
+    """Who answered."""
+    return {answer.backend for answer in found}
+
+
+def sources(found: list[Answer]) -> set[str]:
+    """Whom the backends saw."""
+    return {answer.source for answer in found}
 
 
 class Fleet:
@@ -110,10 +128,10 @@ class Fleet:
             daemon.configure(self._settings(number))
             daemon.reload()
 
-    def cluster_ip(self, family: int = 4) -> str:
-        """An unused address of the service CIDR; the client calls it on host0."""
-        number = next(self._numbers)
-        return f"10.96.{1 + number // 250}.{1 + number % 250}" if family == 4 else f"fd00:96::{number:x}"
+    def cluster_ip(self, family: int = 4, number: int = 0) -> str:
+        """An unused address of the service CIDRs; the client calls it on host `number` (IPv6: on host0)."""
+        free = next(self._numbers)
+        return f"10.{96 + number}.{1 + free // 250}.{1 + free % 250}" if family == 4 else f"fd00:96::{free:x}"
 
     def external_ip(self, number: int = 0, family: int = 4) -> str:
         """An unused address that no machine has; the client calls it on host `number`."""
@@ -125,6 +143,16 @@ class Fleet:
     def node_port(self) -> int:
         """An unused node port."""
         return 31000 + next(self._numbers)
+
+    def own4(self, number: int = 0) -> set[str]:
+        """All IPv4 addresses of host `number`: those that a masqueraded flow may come from."""
+        position = FIRST_HOST + number
+        return {f"{network}.{position}" for network in ("10.1.0", "10.1.1", "10.1.2", "10.1.3", "10.255.0")}
+
+    def own6(self, number: int = 0) -> set[str]:
+        """The same for IPv6."""
+        position = FIRST_HOST + number
+        return {f"fd00:{network}::{position}" for network in ("1", "1:1", "1:2", "1:3", "255")}
 
     def _settings(self, number: int, **sections: Section) -> dict[str, dict[str, object]]:
         workloads = [b for b in self.backends if b.gateway == self.hosts[number].name]
@@ -152,8 +180,8 @@ class Fleet:
         for one, other in itertools.permutations(self.backends, 2):
             number = next(n for n, host in enumerate(self.hosts) if host.name == other.gateway)
             (network4, network6), (own4, own6) = _networks(other), _networks(one)
-            via4 = own4.replace(".0/24", f".{11 + number}")
-            via6 = own6.replace("::/64", f"::{11 + number}")
+            via4 = own4.replace(".0/24", f".{FIRST_HOST + number}")
+            via6 = own6.replace("::/64", f"::{FIRST_HOST + number}")
             one.ip(f"route add {network4} via {via4}", f"route add {network6} via {via6}")
 
 
