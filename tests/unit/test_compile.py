@@ -415,11 +415,10 @@ class TestServers:
 
 
 class TestWhole:
-    @pytest.mark.parametrize(
-        "fields", [{"type": ServiceType.EXTERNAL_NAME}, {"ports": ()}, {"cluster_ips": ()}]
-    )
-    def test_nothing_to_serve(self, fields: dict[str, object]) -> None:
-        assert compiled(here(), **{"cluster_ips": (VIP,), **fields}) == Part()
+    def test_nothing_to_serve(self) -> None:
+        assert compiled(here(), cluster_ips=(VIP,), type=ServiceType.EXTERNAL_NAME) == Part()
+        assert compiled(here(), cluster_ips=(VIP,), ports=()) == Part()
+        assert compiled(here()) == Part()
 
     def test_health_check_counts_ready_local_addresses(self) -> None:
         endpoints = [
@@ -429,10 +428,15 @@ class TestWhole:
             here("10.1.1.4", ready=False, terminating=True),
             there(),
         ]
-        balancer: dict[str, object] = {"type": ServiceType.LOAD_BALANCER, "health_check_node_port": 36999}
-        part = compiled(*endpoints, load_balancer_ips=(BALANCER,), external_policy=LOCAL, **balancer)
-        assert part.health_check == HealthCheck(36999, 2)
-        assert compiled(*endpoints, load_balancer_ips=(BALANCER,), **balancer).health_check is None, "KP-225"
+        for policy, expected in ((LOCAL, HealthCheck(36999, 2)), (CLUSTER, None)):
+            part = compiled(
+                *endpoints,
+                load_balancer_ips=(BALANCER,),
+                type=ServiceType.LOAD_BALANCER,
+                health_check_node_port=36999,
+                external_policy=policy,
+            )
+            assert part.health_check == expected, "KP-225"
 
     def test_elements_of_one_service_carry_its_name_shortened(self) -> None:
         name = "é" * 60 + "x" * 20
