@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 LAB := $(PYTHON) -m tests.lab
 ARGS ?= tests/kernel
 
-.PHONY: help ready demo test check unit native etcd kernel systemd bench lab lab-test lab-shell clean
+.PHONY: help ready demo test check unit native etcd kernel systemd bench wheel lab lab-test lab-shell clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -38,6 +38,9 @@ systemd: ready  ## the installed wheel under systemd in the lab, through a reboo
 
 bench: ready    ## figures, side by side with ipvsadm and keepalived, in the lab
 	@$(LAB) run --deadline 5400 --silence 1200 -- python -m tests.bench
+
+wheel: ready    ## the wheel, in dist/
+	@$(PYTHON) -m pip wheel --disable-pip-version-check -q --no-deps -w dist . && ls dist/edgeproxy-*.whl
 
 lab: ready      ## build the lab's image, unless it is in the cache
 	@$(LAB) build
