@@ -105,9 +105,9 @@ def reached(*parts: Part) -> Actual:
 
 
 def plan_for(
-    book: Desired, actual: Actual, held: Held = Held(), *, adopting: bool = False, **counted: int
+    book: Desired, actual: Actual, held: Held = NONE, *, adopting: bool = False, each: int | None = None
 ) -> Plan:
-    """A plan of everything; nothing is counted unless `idle` or `busy` says how many connections each has."""
+    """A plan of everything. each: how many connections each real server has, None: not counted."""
     touched = book.everything()
     touched.update(actual.everything())
     connections = {
