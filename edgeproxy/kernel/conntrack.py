@@ -13,8 +13,6 @@ import enum
 import errno
 import struct
 from collections.abc import Generator, Sequence
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
@@ -35,7 +33,7 @@ from edgeproxy.kernel.netlink import (
     u8,
     u32,
 )
-from edgeproxy.kernel.netlink_socket import NETLINK_NETFILTER, NetlinkSocket
+from edgeproxy.kernel.netlink_socket import NETLINK_NETFILTER, NetlinkSocket, NetlinkUser
 
 _AF_INET, _AF_INET6 = 2, 10
 _NEW, _GET, _DELETE = (1 << 8 | command for command in (0, 1, 2))
@@ -238,7 +236,7 @@ def _ip_source(address: Address) -> int:
 # -- wire --------------------------------------------------------------------------------------
 
 
-class Conntrack:
+class Conntrack(NetlinkUser):
     """The connection tracking of the calling thread's network namespace. Needs CAP_NET_ADMIN; methods do not wait.
 
     Raises:
@@ -247,18 +245,6 @@ class Conntrack:
 
     def __init__(self) -> None:
         self._netlink = NetlinkSocket(NETLINK_NETFILTER, buffer=1 << 20)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket; may be called twice."""
-        self._netlink.close()
 
     def flows(self, selection: Selection) -> Generator[Flow, None, None]:
         """The flows of a selection, read while they are iterated: finish before the next call on this object.

@@ -19,8 +19,6 @@ import errno
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from types import TracebackType
-from typing import Self
 
 from edgeproxy.address import Address
 from edgeproxy.kernel import ipvs_codec as codec
@@ -36,10 +34,11 @@ from edgeproxy.kernel.ipvs_operations import Failure, Operation
 from edgeproxy.kernel.ipvs_socket import LARGEST_BATCH, IpvsSocket
 from edgeproxy.kernel.ipvs_writer import SLICE_SECONDS, Writer
 from edgeproxy.kernel.netlink import RefusedError
+from edgeproxy.kernel.netlink_socket import Closing
 from edgeproxy.model import Frontend
 
 
-class Ipvs:
+class Ipvs(Closing):
     """IPVS of the network namespace in which this is made.
 
     Raises:
@@ -48,14 +47,6 @@ class Ipvs:
 
     def __init__(self) -> None:
         self._socket = IpvsSocket()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the socket; may be called twice."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 from edgeproxy.kernel import netlink
 from edgeproxy.kernel.ipvs_codec import FAMILY_NAME
 from edgeproxy.kernel.netlink import Answer, Flag, NetlinkError, OverrunError, RefusedError
-from edgeproxy.kernel.netlink_socket import NETLINK_GENERIC, NetlinkSocket
+from edgeproxy.kernel.netlink_socket import NETLINK_GENERIC, NetlinkSocket, NetlinkUser
 
 T = TypeVar("T")
 Fast = Callable[[bytes, int, int], list[T] | None]
@@ -42,7 +42,7 @@ class NoIpvsError(NetlinkError):
         )
 
 
-class IpvsSocket:
+class IpvsSocket(NetlinkUser):
     """IPVS of the network namespace in which this is made.
 
     Raises:
@@ -61,10 +61,6 @@ class IpvsSocket:
             self._netlink.send_buffer // 2 // _MESSAGE_BYTES,
         )
         self.largest_batch = max(1, min(LARGEST_BATCH, room))
-
-    def close(self) -> None:
-        """Close the socket; may be called twice."""
-        self._netlink.close()
 
     @property
     def family(self) -> int:

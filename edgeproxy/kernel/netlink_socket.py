@@ -10,6 +10,7 @@ A socket belongs to the network namespace in which it was made, wherever the thr
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
 import select
@@ -38,7 +39,33 @@ _BUFFER = 8 << 20
 _READ = 256 << 10
 
 
-class NetlinkSocket:
+class Closing(abc.ABC):
+    """What holds a descriptor of the kernel: closed by `close` or at the end of a `with` block."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close it; may be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class NetlinkUser(Closing):
+    """What owns one netlink socket, `_netlink`."""
+
+    _netlink: NetlinkSocket
+
+    def close(self) -> None:
+        """Close the socket; may be called twice."""
+        self._netlink.close()
+
+
+class NetlinkSocket(Closing):
     """One netlink socket.
 
     protocol: NETLINK_ROUTE, NETLINK_NETFILTER or NETLINK_GENERIC.
@@ -70,14 +97,6 @@ class NetlinkSocket:
         except BaseException:
             self._socket.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def fileno(self) -> int:
         """The descriptor, for `loop.add_reader`."""

@@ -17,11 +17,10 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from edgeproxy.kernel.netlink import Answer, Flag, Message, NetlinkError, answer, message, string
-from edgeproxy.kernel.netlink_socket import NETLINK_NETFILTER, NetlinkSocket
+from edgeproxy.kernel.netlink_socket import NETLINK_NETFILTER, NetlinkSocket, NetlinkUser
 from edgeproxy.kernel.nft_codec import (
     Change,
     Command,
@@ -71,7 +70,7 @@ class ElementRefusedError(NftError):
         super().__init__(f"{verb} {which}, {place(change.set)}: {said}{hint}")
 
 
-class Nft:
+class Nft(NetlinkUser):
     """Our tables `inet edgeproxy` and `arp edgeproxy` in the network namespace of the calling thread.
 
     Needs CAP_NET_ADMIN, which an `nft` child inherits only as an ambient capability. Methods block for the time of a
@@ -87,18 +86,6 @@ class Nft:
         self.children: deque[int] = deque(maxlen=16)
         """Process ids of recent `nft` children: the port ids their changes come from."""
         self._seen = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket; may be called twice."""
-        self._netlink.close()
 
     # -- generation ----------------------------------------------------------------------------
 

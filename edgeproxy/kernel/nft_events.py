@@ -6,13 +6,10 @@ here. Elements that expire make no notice.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 import msgspec
 
 from edgeproxy.kernel.netlink import OverrunError
-from edgeproxy.kernel.netlink_socket import NETLINK_NETFILTER, NetlinkSocket
+from edgeproxy.kernel.netlink_socket import NETLINK_NETFILTER, NetlinkSocket, NetlinkUser
 from edgeproxy.kernel.nft import Nft
 from edgeproxy.kernel.nft_codec import Command, generation, kind
 from edgeproxy.kernel.nft_frame import table_of
@@ -52,7 +49,7 @@ class RuleSetNotice(msgspec.Struct, frozen=True):
         return self.lost or any(table.name != TABLE for table in self.tables)
 
 
-class RuleSetWatch:
+class RuleSetWatch(NetlinkUser):
     """A subscription to the rule set of the calling thread's network namespace, silent about `nft`'s own doing.
 
     Raises:
@@ -63,18 +60,6 @@ class RuleSetWatch:
         self._nft = nft
         self._netlink = NetlinkSocket(NETLINK_NETFILTER, groups=(_GROUP_NFTABLES,))
         ignore(self._netlink, nft.port_id)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket; may be called twice."""
-        self._netlink.close()
 
     def fileno(self) -> int:
         """The descriptor, for `loop.add_reader`."""

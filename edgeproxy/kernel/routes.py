@@ -14,15 +14,13 @@ import enum
 import errno
 import socket
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
 from edgeproxy.address import Address, Network, family, text
 from edgeproxy.kernel import routes_codec as codec
 from edgeproxy.kernel.netlink import Answer, Flag, Message, NetlinkError, OverrunError, answer, message
-from edgeproxy.kernel.netlink_socket import NETLINK_ROUTE, NetlinkSocket
+from edgeproxy.kernel.netlink_socket import NETLINK_ROUTE, NetlinkSocket, NetlinkUser
 from edgeproxy.kernel.notices import ignore, port_id, strict
 from edgeproxy.kernel.routes_codec import HostAddress, Interface, Kind, Proxy, Route, Table
 
@@ -107,7 +105,7 @@ class HostChange(enum.Enum):
     ROUTE = "route"
 
 
-class Routes:
+class Routes(NetlinkUser):
     """Addresses, routes and interfaces of the calling thread's network namespace. Methods do not wait.
 
     Raises:
@@ -118,18 +116,6 @@ class Routes:
         self._netlink = NetlinkSocket(NETLINK_ROUTE, buffer=1 << 20)
         self.port_id = port_id(self._netlink)
         strict(self._netlink)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket; may be called twice."""
-        self._netlink.close()
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -281,7 +267,7 @@ class Routes:
             raise RouteError(f"{kind.name}: {error}") from error
 
 
-class HostWatch:
+class HostWatch(NetlinkUser):
     """A subscription to changes of links, addresses and routes, silent about those `routes` makes itself.
 
     Raises:
@@ -291,18 +277,6 @@ class HostWatch:
     def __init__(self, routes: Routes) -> None:
         self._netlink = NetlinkSocket(NETLINK_ROUTE, groups=_GROUPS)
         ignore(self._netlink, routes.port_id)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the socket; may be called twice."""
-        self._netlink.close()
 
     def fileno(self) -> int:
         """The descriptor, for `loop.add_reader`."""
