@@ -33,8 +33,9 @@ class Detours(Mapping[Address, Address]):
         return len(self._anchors)
 
     def adopt(self, external: Address, anchor_address: Address) -> None:
-        """Enter an allotment found in the kernel; one outside our anchors is left out."""
-        if any(anchor_address in cidr for cidr in self._cidrs) and anchor_address not in self._taken:
+        """Enter an allotment found in the kernel, unless there is one already or it is none of our anchors."""
+        free = external not in self._anchors and anchor_address not in self._taken
+        if free and any(anchor_address in cidr for cidr in self._cidrs):
             self._anchors[external] = anchor_address
             self._taken.add(anchor_address)
 

@@ -38,7 +38,8 @@ def fold(content: str, scope: str) -> frozenset[Frontend]:
     A last line cut short by a crash, or any other that cannot be read, is passed over: the
     operation it announced had not begun.
     """
-    head, *lines = content.split("\n")
+    whole, _, _ = content.rpartition("\n")
+    head, *lines = whole.split("\n")
     owned: set[Frontend] = set()
     if head != scope:
         return frozenset()
