@@ -11,13 +11,13 @@ service addresses through host0, except 10.97.0.0/16 and 198.51.100.0/24, which 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
 from tests.lab.daemon import Daemon
-from tests.lab.echo import Answer, EchoServers, Failure, ask_tcp
+from tests.lab.echo import Answer, EchoServers, Failure, Listener, ask_tcp
 from tests.lab.etcd import Etcd
 from tests.lab.namespace import Host
 from tests.lab.topology import FIRST_HOST, Topology
@@ -70,6 +70,7 @@ class Fleet:
         self.etcd: Etcd
         self.servers: EchoServers
         self.daemons: list[Daemon] = []
+        self._listeners: dict[str, list[Listener]] = {}
         self._stack = ExitStack()
         self._numbers = itertools.count(1)
         self._written: set[str] = set()
@@ -81,7 +82,8 @@ class Fleet:
             self.etcd = stack.enter_context(Etcd(self.net.store))
             self.servers = stack.enter_context(EchoServers())
             for backend in self.backends:
-                self.servers.listen(backend, tcp=[80, 8080], udp=[53, 5353], sctp=[3868])
+                ports = self.servers.listen(backend, tcp=[80, 8080], udp=[53, 5353], sctp=[3868])
+                self._listeners[backend.name] = ports
             for number, host in enumerate(self.hosts):
                 daemon = Daemon(host, self.etcd, self._settings(number))
                 stack.callback(daemon.close)
@@ -128,6 +130,18 @@ class Fleet:
             daemon.configure(self._settings(number))
             daemon.reload()
 
+    @contextmanager
+    def servers_on(
+        self, machine: Host, name: str = "", *, tcp: Sequence[int] = (), udp: Sequence[int] = ()
+    ) -> Iterator[list[Listener]]:
+        """Echo servers that are there for one test."""
+        listeners = self.servers.listen(machine, name, tcp=tcp, udp=udp)
+        try:
+            yield listeners
+        finally:
+            for listener in listeners:
+                listener.close()
+
     def cluster_ip(self, family: int = 4, number: int = 0) -> str:
         """An unused address of the service CIDRs; the client calls it on host `number` (IPv6: on host0)."""
         free = next(self._numbers)
@@ -143,6 +157,10 @@ class Fleet:
     def node_port(self) -> int:
         """An unused node port."""
         return 31000 + next(self._numbers)
+
+    def requests(self, backend: str) -> int:
+        """How many connections and requests a backend has seen so far."""
+        return sum(listener.connections + listener.requests for listener in self._listeners[backend])
 
     def own4(self, number: int = 0) -> set[str]:
         """All IPv4 addresses of host `number`: those that a masqueraded flow may come from."""
