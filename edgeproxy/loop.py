@@ -171,14 +171,15 @@ class Loop:
         self._watchdog.progress()
 
     def _clocks(self) -> Iterator[float]:
-        yield self._next_audit
-        yield self._next_settle
+        may_work = max(self._retry_at, self._last_sync + self._settings.proxy.min_sync)
+        yield max(self._next_audit, may_work)
+        yield max(self._next_settle, may_work)
+        if self._work_waits():
+            yield may_work
         if self._watchdog.turn is not None:
             yield time.monotonic() + self._watchdog.turn
         if not self._told_ready:
             yield self._started + self._settings.etcd.start_grace
-        if self._work_waits():
-            yield max(self._retry_at, self._last_sync + self._settings.proxy.min_sync)
         for changed in (self._host_changed_at, self._rules_changed_at):
             if changed is not None:
                 yield changed + NOTICE_REST
