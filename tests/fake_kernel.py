@@ -263,7 +263,9 @@ class FakeNft(Nft):
             if (there[0].verdict, there[0].data) != (element.verdict, element.data):
                 raise _refused(element)
             return
-        if element.until and any(_overlap(element, other) for other, _ in held.values()):
+        # nft_pipapo_insert looks up the two ends only: a range round another one passes.
+        ends = (element.key, element.until) if element.until else ()
+        if any(_covers(other, end) for end in ends for other, _ in held.values()):
             raise _refused(element)
         held[_identity(element)] = (element, until)
 
@@ -371,10 +373,10 @@ def _identity(element: Element) -> object:
     return (element.key, element.until)
 
 
-def _overlap(one: Element, other: Element) -> bool:
+def _covers(element: Element, key: tuple[object, ...]) -> bool:
     return all(
-        a <= d and c <= b  # type: ignore[operator]  # fields of one type
-        for a, b, c, d in zip(one.key, one.until, other.key, other.until, strict=True)
+        first <= each <= last  # type: ignore[operator]  # fields of one type
+        for first, each, last in zip(element.key, key, element.until, strict=True)
     )
 
 
