@@ -1,7 +1,8 @@
 """Tests of edgeproxy under a real systemd: they drive a virtual machine from outside.
 
-Every test module gets a machine of its own, in which the built wheel is installed as an operator
-would install it; see `tests/lab/vm.py` for what can be done with it.
+All of them share one machine, in which the built wheel is installed as an operator would install
+it; each test leaves the daemon running, ready and uncordoned. The first one, in `test_first_start`,
+starts it; the others find it started (in any order).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 
 from tests.lab.image import ROOT
 from tests.lab.vm import LabVM
+from tests.systemd.proxyhost import UNIT, ProxyHost
 
 INSTALLED = "/opt/edgeproxy"
 
@@ -29,13 +31,32 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture(scope="module")
-def vm(wheel: Path) -> Iterator[LabVM]:
-    """A booted machine with the wheel installed in /opt/edgeproxy, `edgeproxy` on the path, nothing started."""
-    with LabVM() as machine:
+@pytest.fixture(scope="session")
+def bare(wheel: Path) -> Iterator[ProxyHost]:
+    """A machine with network, etcd and records; the wheel is in /opt/edgeproxy, nothing of it started."""
+    with LabVM() as vm:
         there = f"/root/{wheel.name}"
-        machine.put(there, wheel.read_bytes())
-        # The dependencies are in the image; pip checks that they satisfy the wheel.
-        machine.run([f"{INSTALLED}/bin/pip", "install", "-q", "--no-index", there]).check()
-        machine.run(["ln", "-s", f"{INSTALLED}/bin/edgeproxy", "/usr/local/bin/edgeproxy"]).check()
-        yield machine
+        vm.put(there, wheel.read_bytes())
+        # The image's environment is made of the very versions that satisfy the project out here;
+        # to have pip look at all of them again costs a minute of emulation.
+        pip = [f"{INSTALLED}/bin/pip", "install", "-q", "--no-index", "--no-deps", "--force-reinstall", there]
+        vm.run(pip).check()
+        vm.run(["ln", "-sf", f"{INSTALLED}/bin/edgeproxy", "/usr/local/bin/edgeproxy"]).check()
+        host = ProxyHost(vm)
+        host.prepare()
+        yield host
+
+
+@pytest.fixture(scope="session")
+def enabled(bare: ProxyHost) -> ProxyHost:
+    """Units installed, service enabled and started."""
+    bare.must(bare.edgeproxy("install-units"))
+    bare.must(bare.vm.run(["systemctl", "enable", "--now", UNIT]))
+    return bare
+
+
+@pytest.fixture
+def host(enabled: ProxyHost) -> ProxyHost:
+    """The machine with the daemon running."""
+    assert enabled.is_active(), "an earlier test has left the daemon stopped"
+    return enabled
