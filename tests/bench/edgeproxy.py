@@ -35,10 +35,15 @@ def wait_ready(peer: Edgeproxy) -> None:
     until(peer.daemon.is_ready, CAP, "edgeproxy is ready", 0.05)
 
 
-def run(peer: Edgeproxy, probe: Probe, load: Load, changes: int, burst: int, idle: float, book: Book) -> None:
-    """All of it; the records are as they were afterwards, but for spare endpoints."""
+def run(
+    peer: Edgeproxy, probe: Probe, load: Load, added: list[int], burst: int, idle: float, book: Book
+) -> None:
+    """All of it.
+
+    added: the services that have one spare endpoint each, the k-th spare; it is changed and removed here.
+    """
     book.add("memory, most so far", NAME, load, "MiB", [resident_mib(_pid(peer), "VmHWM")])
-    for case, samples in _changes(peer, probe, load, changes):
+    for case, samples in _changes(peer, probe, load, added):
         book.add(case, NAME, load, "s", samples)
     _burst(peer, probe, load, burst, book)
     _idle(peer, load, idle, book)
@@ -50,15 +55,18 @@ def _pid(peer: Edgeproxy) -> int:
     return peer.daemon.process.pid
 
 
-def _changes(peer: Edgeproxy, probe: Probe, load: Load, count: int) -> Iterator[tuple[str, list[float]]]:
-    services = [load.services * k // count for k in range(count)]
+def _changes(
+    peer: Edgeproxy, probe: Probe, load: Load, services: list[int]
+) -> Iterator[tuple[str, list[float]]]:
     etcd = peer.etcd
 
     def timed(write: Callable[[], object], wait: Callable[[], None]) -> float:
         began = time.perf_counter()
         write()
         wait()
-        return time.perf_counter() - began
+        took = time.perf_counter() - began
+        peer.settle()
+        return took
 
     def weigh(k: int) -> float:
         key, address = endpoint_key(services[k], f"spare-{spare(k)}"), spare(k)
@@ -110,11 +118,10 @@ def _changes(peer: Edgeproxy, probe: Probe, load: Load, count: int) -> Iterator[
         "one service removed": remove_service,
         "one node port added": add_node_port,
     }
-    distinct = len(set(services))
     for case, change in kinds.items():
         # A service gets one node port, however many samples the other kinds take.
-        yield case, [change(k) for k in range(distinct if change is add_node_port else count)]
-        peer.daemon.settled()
+        count = len(set(services)) if change is add_node_port else len(services)
+        yield case, [change(k) for k in range(count)]
 
 
 def _burst(peer: Edgeproxy, probe: Probe, load: Load, count: int, book: Book) -> None:

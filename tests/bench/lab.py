@@ -7,7 +7,6 @@ are removed before the next begins.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -69,41 +68,35 @@ def _peer(host: Host, name: str, etcd: Etcd, load: Load, extent: Extent, book: B
                 probe.wait_complete(load, CAP)
             if isinstance(peer, Edgeproxy):
                 edgeproxy.wait_ready(peer)
+            peer.settle()
             probe.verify(load)
-            _add_reals(peer, name, probe, load, extent, book)
+            added = _add_reals(peer, name, probe, load, extent, book)
             if isinstance(peer, Edgeproxy):
-                edgeproxy.run(peer, probe, load, extent.changes, extent.burst, extent.idle, book)
+                edgeproxy.run(peer, probe, load, added, extent.burst, extent.idle, book)
         except Capped:
             print(f"{name} is left: it does not get further within {CAP:g} s", flush=True)
         finally:
             peer.stop()
 
 
-def _add_reals(peer: Peer, name: str, probe: Probe, load: Load, extent: Extent, book: Book) -> None:
-    actions = ((peer, load.services * k // extent.changes, spare(k)) for k in range(extent.changes))
-
-    def add(service: int, address: str) -> float:
+def _add_reals(peer: Peer, name: str, probe: Probe, load: Load, extent: Extent, book: Book) -> list[int]:
+    """One endpoint added, again and again until patience ends; the services that got the k-th spare."""
+    services: list[int] = []
+    samples: list[float] = []
+    end = time.monotonic() + extent.patience
+    for k in range(extent.changes):
+        service, address = load.services * k // extent.changes, spare(k)
         action = peer.adding(service, address)
         began = time.perf_counter()
         action()
         probe.wait_weight(frontend(service), address, 1, CAP)
-        return time.perf_counter() - began
-
-    samples = sample(
-        (lambda s=service, a=address: add(s, a) for _, service, address in actions), extent.patience
-    )
-    book.add("one endpoint added", name, load, "s", samples)
-
-
-def sample(measurements: Iterable[Callable[[], float]], patience: float) -> list[float]:
-    """Do measurements, one at least, until they end or `patience` seconds are over."""
-    end = time.monotonic() + patience
-    samples: list[float] = []
-    for measure in measurements:
-        samples.append(measure())
+        samples.append(time.perf_counter() - began)
+        services.append(service)
+        peer.settle()
         if time.monotonic() > end:
             break
-    return samples
+    book.add("one endpoint added", name, load, "s", samples)
+    return services
 
 
 def _empty(host: Host) -> None:

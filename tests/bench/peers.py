@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from tests.bench.book import CAP
 from tests.bench.load import (
     BACKEND_PORT,
     PORT,
@@ -25,6 +26,7 @@ from tests.bench.load import (
     endpoint_record,
     vip,
 )
+from tests.bench.processes import wait_quiet
 from tests.lab.daemon import Daemon
 from tests.lab.etcd import Etcd
 from tests.lab.namespace import Host
@@ -45,6 +47,9 @@ class Peer(Protocol):
 
     def adding(self, service: int, address: str) -> Action:
         """Prepare one more real server for a service; what is answered makes it so."""
+
+    def settle(self) -> None:
+        """Wait until it has done what it was told, so that the next change finds it waiting."""
 
     def stop(self) -> None:
         """End it and its files."""
@@ -67,6 +72,9 @@ class Ipvsadm:
     def adding(self, service: int, address: str) -> Action:
         server, real = f"{vip(service)}:{PORT}", f"{address}:{BACKEND_PORT}"
         return lambda: self._host.run(["ipvsadm", "-a", "-t", server, "-r", real, "-m", "-w", "1"])
+
+    def settle(self) -> None:
+        pass
 
     def stop(self) -> None:
         self._host.end_processes()
@@ -108,6 +116,11 @@ class Keepalived:
         process = self._process
         return lambda: process.send_signal(signal.SIGHUP)
 
+    def settle(self) -> None:
+        # It goes on reading and comparing after the kernel has the new real server.
+        assert self._process is not None
+        wait_quiet(self._process.pid, CAP)
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
@@ -139,6 +152,9 @@ class Edgeproxy:
     def adding(self, service: int, address: str) -> Action:
         key, record = endpoint_key(service, f"spare-{address}"), endpoint_record(address)
         return lambda: self.etcd.put(key, record)
+
+    def settle(self) -> None:
+        self.daemon.settled()
 
     def stop(self) -> None:
         self.daemon.close()

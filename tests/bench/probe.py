@@ -1,13 +1,14 @@
 """Tells when the kernel shows something: the same witness for every peer, through our own IPVS codec.
 
-What it costs is part of every figure: one look is two round trips into the kernel, made again
-after `REST` seconds.
+IPVS notifies nobody, so it is asked again and again: one look is two round trips into the kernel. The
+rest between two looks grows with the time waited, which keeps both the error and the disturbance
+at `SHARE` of the figure.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -17,10 +18,8 @@ from edgeproxy.model import Frontend
 from tests.bench.load import BACKEND_PORT, Load, frontend, packed
 from tests.lab.namespace import Host
 
-REST = 0.001
-"""Seconds between two looks for one change."""
-REST_LONG = 0.05
-"""The same for cases that take seconds: looking must not slow down the work."""
+SHARE, REST = 0.05, 0.0005
+"""Rest between two looks: this share of the time waited, but so many seconds at least."""
 
 
 class Capped(Exception):
@@ -58,15 +57,16 @@ class Probe:
         Raises:
             Capped: it did not happen within `cap` seconds.
         """
-        end = time.monotonic() + cap
-        while self.weight(server, address) != weight:
-            _rest(REST, end)
+        self._wait(lambda: self.weight(server, address) == weight, cap)
 
-    def wait_server(self, server: Frontend, reals: int | None, cap: float, rest: float = REST) -> None:
+    def wait_server(self, server: Frontend, reals: int | None, cap: float) -> None:
         """Wait until a virtual server has so many real servers, or is gone (None). Raises as `wait_weight`."""
-        end = time.monotonic() + cap
-        while (None if (found := self.weights(server)) is None else len(found)) != reals:
-            _rest(rest, end)
+
+        def there() -> bool:
+            found = self.weights(server)
+            return (None if found is None else len(found)) == reals
+
+        self._wait(there, cap)
 
     def wait_complete(self, load: Load, cap: float) -> None:
         """Wait until all virtual servers have their real servers. Raises as `wait_weight`.
@@ -74,7 +74,7 @@ class Probe:
         Every peer writes in the order of its input, so the last one is watched; :meth:`verify`
         counts them all, outside the measured time.
         """
-        self.wait_server(frontend(load.services - 1), load.endpoints, cap, REST_LONG)
+        self.wait_server(frontend(load.services - 1), load.endpoints, cap)
 
     def verify(self, load: Load) -> None:
         """Count everything.
@@ -86,8 +86,10 @@ class Probe:
         found = (len(states), sum(len(state.destinations) for state in states))
         assert found == (load.services, load.reals), f"IPVS holds {found}, expected {load}"
 
-
-def _rest(seconds: float, end: float) -> None:
-    if time.monotonic() > end:
-        raise Capped
-    time.sleep(seconds)
+    def _wait(self, there: Callable[[], bool], cap: float) -> None:
+        began = time.monotonic()
+        while not there():
+            waited = time.monotonic() - began
+            if waited > cap:
+                raise Capped
+            time.sleep(max(REST, SHARE * waited))

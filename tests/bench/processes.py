@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
+_QUIET = 0.5
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -21,3 +23,16 @@ def resident_mib(pid: int, field: str = "VmRSS") -> float:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
     raise LookupError(f"/proc/{pid}/status has no {field}")
+
+
+def wait_quiet(pid: int, cap: float) -> None:
+    """Wait until a process and its children have used no CPU for a while; gives up after `cap` seconds."""
+    end = time.monotonic() + cap
+    before = -1.0
+    while (now := sum(map(cpu_seconds, [pid, *_children(pid)]))) != before and time.monotonic() < end:
+        before = now
+        time.sleep(_QUIET)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
