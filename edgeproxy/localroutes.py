@@ -38,7 +38,8 @@ class LocalRoutes:
         """Make every route exist with its proper source, and those that nobody wants vanish."""
         self._surroundings = surroundings
         wanted = [*surroundings.local_networks(), *map(_single, addresses)]
-        self._apply(DeleteRoute(network) for network in self._own.keys() - set(wanted))
+        known = self._own.keys() | self._troubles.keys()
+        self._apply(DeleteRoute(network) for network in sorted(known - set(wanted)))
         self.add(wanted)
 
     def add_addresses(self, addresses: Iterable[Address]) -> None:
