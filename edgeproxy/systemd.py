@@ -128,6 +128,8 @@ def configure_logging(level: int = logging.INFO, *, as_json: bool = False) -> No
     handler: logging.Handler
     if _stderr_is_journal(os.environ) and not as_json:
         handler = journal.JournalHandler(sender_function=_send, SYSLOG_IDENTIFIER=IDENTIFIER)
+        # basicConfig would put level and logger before the text; the journal has fields for them.
+        handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonFormatter() if as_json else logging.Formatter(FORMAT))

@@ -16,7 +16,7 @@ import pytest
 
 from tests.lab.image import ROOT
 from tests.lab.vm import LabVM
-from tests.systemd.proxyhost import UNIT, ProxyHost
+from tests.systemd.proxyhost import COMMAND, UNIT, ProxyHost
 
 INSTALLED = "/opt/edgeproxy"
 
@@ -41,7 +41,7 @@ def bare(wheel: Path) -> Iterator[ProxyHost]:
         # to have pip look at all of them again costs a minute of emulation.
         pip = [f"{INSTALLED}/bin/pip", "install", "-q", "--no-index", "--no-deps", "--force-reinstall", there]
         vm.run(pip).check()
-        vm.run(["ln", "-sf", f"{INSTALLED}/bin/edgeproxy", "/usr/local/bin/edgeproxy"]).check()
+        vm.run(["ln", "-sf", f"{INSTALLED}/bin/edgeproxy", COMMAND]).check()
         host = ProxyHost(vm)
         host.prepare()
         yield host

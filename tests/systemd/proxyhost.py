@@ -14,6 +14,8 @@ from tests.lab.channel import Result
 from tests.lab.vm import LabVM
 from tests.lab.wait import until
 
+# Not by its bare name: the image has a command of that name that runs a source tree.
+COMMAND = "/usr/local/bin/edgeproxy"
 CONFIGURATION = "/etc/edgeproxy/edgeproxy.toml"
 UNIT = "edgeproxy.service"
 VIP = "http://10.96.0.10:8000/"
@@ -89,7 +91,7 @@ class ProxyHost:
 
     def edgeproxy(self, *words: str) -> Result:
         """Runs the installed command, whatever it answers."""
-        return self.vm.run(["edgeproxy", *words])
+        return self.vm.run([COMMAND, *words])
 
     def put(self, records: Mapping[str, str]) -> None:
         """Writes records in one transaction."""

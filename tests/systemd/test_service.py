@@ -26,6 +26,7 @@ def test_ready_means_that_the_first_complete_state_is_applied(bare: ProxyHost) -
     expected = f"revision {number}: {1 + MORE} services, {MORE + 2} virtual servers, 0 findings"
     assert bare.show()["StatusText"] == expected
     assert bare.code("/readyz") == 200
+    assert "/opt/edgeproxy/bin/" in bare.run("cat", f"/proc/{bare.show()['MainPID']}/cmdline")
 
 
 def test_it_has_one_capability_and_a_user_of_its_own(host: ProxyHost) -> None:
@@ -70,6 +71,7 @@ def test_journal_fields(host: ProxyHost) -> None:
     )
     assert int(entries[0]["EDGEPROXY_REVISION"]) > 0
     assert entries[0]["PRIORITY"] == "4"
+    assert entries[0]["MESSAGE"].startswith("/services/broken (revision ")
     assert "ports[0].port" in entries[0]["MESSAGE"]
     host.run("etcdctl", "put", "/services/web/endpoints/c", "10.1.1.2:8080")
     for key in ("web/endpoints/c", "broken"):
