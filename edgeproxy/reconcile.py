@@ -117,7 +117,9 @@ class Reconciler:
         ):
             self._dirty.update(self.catalog.services())
         self._routes_due = True
+        # Either is put right where the tables are looked at.
         self._in_doubt |= before.frame != surroundings.frame
+        self._in_doubt |= before.proxy.accept_in is not surroundings.proxy.accept_in
 
     def doubt(self) -> None:
         """Note that a wire failed: the next sync begins with reading the kernel."""
