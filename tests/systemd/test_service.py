@@ -112,6 +112,18 @@ def test_reload_takes_a_good_file_and_leaves_a_bad_one(host: ProxyHost) -> None:
     assert host.unserved() == []
 
 
+def test_iptables_rules_can_be_written_from_the_sandbox(host: ProxyHost) -> None:
+    text = host.run("cat", CONFIGURATION)
+    host.configure(text.replace('#accept_in = "none"', 'accept_in = "iptables"'))
+    host.run("systemctl", "reload", UNIT)
+    until(lambda: "edgeproxy" in host.run("iptables-save"), SECONDS, "accept rules of ours", 0.5)
+    assert "edgeproxy" in host.run("ip6tables-save")
+    host.configure(text)
+    host.restart()
+    host.status_says("revision ")
+    assert host.show()["StatusText"].endswith(" 0 findings")
+
+
 def test_stop_leaves_traffic_and_start_writes_nothing(host: ProxyHost) -> None:
     before = host.kernel()
     host.run("systemctl", "stop", UNIT)

@@ -80,6 +80,7 @@ def test_cleanup_removes_all_that_is_ours_and_nothing_else(host: ProxyHost) -> N
         "-a -t 10.96.0.10:9000 -r 10.1.1.2:80 -m -w 1",
     ]
     assert "10.96.0.0/16" not in left
+    assert "edgeproxy" not in host.sh("iptables-save; ip6tables-save")
     for kept in ("table inet other", "table ip edgeproxy", "set addresses4", "local 10.97.0.0/16"):
         assert kept in left
     again = host.edgeproxy("cleanup")
