@@ -19,9 +19,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.bench.book import Book
 from tests.bench.figures import Run, write
+from tests.bench.ratios import lines
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / ".cache" / "results"
@@ -80,29 +82,34 @@ def _all(arguments: argparse.Namespace) -> int:
 
 
 def _lab(arguments: argparse.Namespace) -> int:
-    from tests.bench import lab, ratios
+    from tests.bench import lab
 
-    quick = arguments.quick
     extent = lab.Extent(
-        sizes=arguments.sizes or ((20, 100) if quick else (100, 1000, 4000)),
+        sizes=arguments.sizes or ((20, 100) if arguments.quick else (100, 1000, 4000)),
         endpoints=arguments.endpoints,
         peers=arguments.peers,
-        changes=arguments.changes or (5 if quick else 200),
-        burst=arguments.burst if arguments.burst is not None else (100 if quick else 1000),
-        idle=arguments.idle if arguments.idle is not None else (0 if quick else 60),
+        **_samples(arguments),
     )
-    book = Book()
-    code = _recorded("lab", book, arguments.beside, lambda: lab.run(extent, book))
-    print("\n".join(ratios.lines(book.figures)), flush=True)
-    return code
+    return _recorded("lab", arguments, lambda book: lab.run(extent, book))
 
 
 def _native(arguments: argparse.Namespace) -> int:
     from tests.bench import native
 
-    book = Book()
-    sizes = arguments.sizes or ((100, 1000) if arguments.quick else (100, 1000, 4000, 10000))
-    return _recorded("native", book, arguments.beside, lambda: native.run(sizes, arguments.endpoints, book))
+    extent = native.Extent(
+        sizes=arguments.sizes or ((100, 1000) if arguments.quick else (100, 1000, 4000, 10000)),
+        endpoints=arguments.endpoints,
+        fleet=(20, 2.0) if arguments.quick else (200, 20.0),
+        **_samples(arguments),
+    )
+    return _recorded("native", arguments, lambda book: native.run(extent, book))
+
+
+def _samples(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options both kinds of run share; what is not given depends on `--quick`."""
+    defaults = {"changes": (200, 5), "burst": (1000, 100), "idle": (60.0, 0.0)}
+    given = ((name, getattr(arguments, name)) for name in defaults)
+    return {name: defaults[name][arguments.quick] if value is None else value for name, value in given}
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -112,12 +119,13 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _recorded(name: str, book: Book, beside: str, work: Callable[[], None]) -> int:
+def _recorded(name: str, arguments: argparse.Namespace, work: Callable[[Book], None]) -> int:
     """Do it and leave the figures, those of a run that was cut short, too."""
+    book = Book()
     began, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     notes: tuple[str, ...] = ("cut short",)
     try:
-        work()
+        work(book)
         notes = ()
     finally:
         directory = Path(os.environ.get("LAB_RESULTS", RESULTS))
@@ -126,11 +134,12 @@ def _recorded(name: str, book: Book, beside: str, work: Callable[[], None]) -> i
             began=began.isoformat(timespec="seconds"),
             seconds=time.monotonic() - clock,
             machine=_machine(),
-            beside=beside,
+            beside=arguments.beside,
             figures=tuple(book.figures),
             notes=notes,
         )
         write(run, directory / f"bench-{name}.json")
+    print("\n".join(lines(book.figures)), flush=True)
     return 0
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.book import CAP, Book
@@ -24,6 +25,7 @@ from tests.lab.topology import Topology
 from tests.lab.wait import until
 
 NAME = "daemon, imaginary IPVS"
+TURNS = 3
 _REST = 0.0005
 _PAUSE = 0.02
 """Seconds between two changes: each finds the daemon waiting."""
@@ -55,21 +57,34 @@ class ImaginaryDaemon(Daemon):
         return self.process.pid
 
 
-def run(load: Load, changes: int, burst: int, idle: float, book: Book) -> None:
-    """Start, single changes, changes during audits, a burst, idling."""
+@contextlib.contextmanager
+def running(load: Load, **proxy: object) -> Iterator[tuple[ImaginaryDaemon, Etcd]]:
+    """A ready daemon on a store of its own that holds the records; `proxy`: settings of that section."""
+    settings = {"proxy": {"service_cidrs": [SERVICE_CIDR], **proxy}}
     with Topology(hosts=1, backends=0) as net, Etcd(net.store) as etcd:
         write_records(etcd, load)
-        quiet: Mapping[str, object] = {"service_cidrs": [SERVICE_CIDR]}
-        with ImaginaryDaemon(net.hosts[0], etcd, {"proxy": quiet}) as daemon:
+        with ImaginaryDaemon(net.hosts[0], etcd, settings) as daemon:
+            yield daemon, etcd
+
+
+def run(small: Load, large: Load, changes: int, burst: int, idle: float, book: Book) -> None:
+    """Single changes on two sizes in turn, changes during audits, a burst, idling."""
+    with running(small) as few, running(large) as many:
+        samples: dict[Load, list[float]] = {small: [], large: []}
+        for turn in range(TURNS):
+            for load, (daemon, etcd) in ((small, few), (large, many)):
+                numbers = range(turn * changes, (turn + 1) * changes)
+                samples[load] += [_change(daemon, etcd, load, k, TURNS * changes) for k in numbers]
+        for load, found in samples.items():
+            book.add("put to kernel, one endpoint", NAME, load, "s", found)
+    for load in (small, large):
+        with running(load) as (daemon, etcd):
             book.add("start to ready: CPU", NAME, load, "s", [cpu_seconds(daemon.pid)])
-            samples = [_change(daemon, etcd, load, k, changes) for k in range(changes)]
-            book.add("put to kernel, one endpoint", NAME, load, "s", samples)
             _burst(daemon, etcd, load, burst, book)
             _idle(daemon, load, idle, book)
-        audits = {"proxy": {**quiet, "resync": "1s"}}
-        with ImaginaryDaemon(net.hosts[0], etcd, audits) as daemon:
-            samples = [_change(daemon, etcd, load, changes + k, 2 * changes) for k in range(changes)]
-            book.add("put to kernel, audit every second", NAME, load, "s", samples)
+        with running(load, resync="1s") as (daemon, etcd):
+            found = [_change(daemon, etcd, load, k, changes) for k in range(changes)]
+            book.add("put to kernel, audit every second", NAME, load, "s", found)
 
 
 def _change(daemon: ImaginaryDaemon, etcd: Etcd, load: Load, number: int, count: int) -> float:

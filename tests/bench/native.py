@@ -1,4 +1,4 @@
-"""The cases that need no IPVS, on this machine itself. Times are CPU times: others run here, too."""
+"""The cases that need no IPVS, on this machine itself. The pipeline's times are CPU times: others run here, too."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import pstats
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from edgeproxy.etcd.changes import Event
+from tests.bench import daemon, fleet
 from tests.bench.book import Book
 from tests.bench.load import Load, endpoint_key, endpoint_record, spare
 from tests.bench.pipeline import Pipeline, snapshot
@@ -23,13 +25,26 @@ EVENTS, EVENTS_OF_LARGE = 1000, 50
 ROUNDS = 3
 
 
-def run(sizes: Sequence[int], endpoints: int, book: Book) -> None:
-    """Pipeline, single events, memory and profile, for every size."""
-    loads = [Load(services, endpoints) for services in sizes]
+class Extent(msgspec.Struct, frozen=True):
+    """How much to measure; `fleet`: followers, and seconds of changes for them."""
+
+    sizes: tuple[int, ...]
+    endpoints: int
+    changes: int
+    burst: int
+    idle: float
+    fleet: tuple[int, float]
+
+
+def run(extent: Extent, book: Book) -> None:
+    """Pipeline, memory, the daemon on an imaginary IPVS, the fleet."""
+    loads = [Load(services, extent.endpoints) for services in extent.sizes]
     for load in [*loads, Load(1, 5000)]:
         _pipeline(load, book)
     for load in loads:
         _memory(load, book)
+    daemon.run(loads[0], loads[-1], extent.changes, extent.burst, extent.idle, book)
+    fleet.run(*extent.fleet, book)
 
 
 def _pipeline(load: Load, book: Book) -> None:

@@ -89,11 +89,22 @@ _WANTED = (
 
 def ratios(figures: Sequence[Figure]) -> Iterator[Ratio]:
     """All that these figures allow; medians where there are many samples."""
+    yield from _flatness(figures)
     for size in _sizes(figures):
         for what, (case, peer), (other_case, other), wanted in _WANTED:
             above, below = find(figures, case, peer, size), find(figures, other_case, other, size)
             if above and below and below.p50:
                 yield Ratio(what, size, above.p50, below.p50, wanted, at_least=above.capped)
+
+
+def _flatness(figures: Sequence[Figure]) -> Iterator[Ratio]:
+    """One change on the smallest and on the largest load, measured in turns; 1 is flat."""
+    found = [f for f in figures if f.case == "put to kernel, one endpoint"]
+    if len(found) > 1:
+        first, last = found[0], found[-1]
+        size = f"{first.size} / {last.size}"
+        yield Ratio("one change natively, p50", size, first.p50, last.p50, 0.5)
+        yield Ratio("one change natively, p90", size, first.p90, last.p90, 0.5)
 
 
 def lines(figures: Sequence[Figure]) -> Iterator[str]:
