@@ -52,7 +52,27 @@ class Inapplicable(msgspec.Struct, frozen=True):
     reason: str
 
 
-RECORDS_TO_ADDRESSES: dict[str, Inapplicable] = {}
+_LABELS = (
+    "the label is the API server's way to hand a Service to another proxy; here a record that no host "
+    "is to serve is not written below the prefix"
+)
+_INGRESS = (
+    "there is no status that a cloud controller fills in: `loadBalancerIPs` names the addresses to serve, and "
+    "one that an outside load balancer answers is left out of it"
+)
+
+RECORDS_TO_ADDRESSES = {
+    "KP-013": Inapplicable(
+        "Ingress entries of a load balancer: ip with mode VIP, Proxy or none; host name", _INGRESS
+    ),
+    "KP-016": Inapplicable("The label service-proxy-name takes a Service out of service", _LABELS),
+    "KP-017": Inapplicable("The label headless takes a Service out of service", _LABELS),
+    "KP-020": Inapplicable(
+        "Of an endpoint with two addresses the first one counts",
+        "an endpoint record holds one `address`; another is another record",
+    ),
+    "KP-123": Inapplicable("A load balancer address with ipMode Proxy is not intercepted", _INGRESS),
+}
 """Numbers below KP-140."""
 
 AFFINITY_TO_PROCESS: dict[str, Inapplicable] = {}

