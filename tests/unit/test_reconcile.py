@@ -485,6 +485,20 @@ class TestTrouble:
         assert site.reals(WEB) == {"10.1.1.2": 1}
 
 
+@pytest.mark.parametrize("ranges", [("10.0.0.0/8", "10.1.0.0/16"), ("10.1.0.0/16", "10.0.0.0/8")])
+def test_source_ranges_that_change_into_others_inside_or_around_them(ranges: tuple[str, str]) -> None:
+    site = settled_site({})
+    for cidr in (*ranges, *ranges):
+        record = {
+            "loadBalancerIPs": ["198.51.100.1"],
+            "loadBalancerSourceRanges": [cidr],
+            "ports": [{"port": 80}],
+        }
+        site.put({"web": record})
+        ((element, _),) = site.kernel.elements(SetName.SOURCES4).values()
+        assert element.key[3] == parse_network(cidr).address
+
+
 class TestHeld:
     def test_a_service_whose_record_cannot_be_read_keeps_what_it_has(self) -> None:
         before = {
