@@ -19,7 +19,7 @@ from tests.lab.etcd import Etcd
 from tests.lab.namespace import Host
 from tests.lab.wait import until
 
-READY_SECONDS = 120.0
+READY_SECONDS = 300.0
 SETTLE_SECONDS = 60.0
 HEALTH_PORT = 10256
 Sections = Mapping[str, Mapping[str, object]]
@@ -44,6 +44,7 @@ class Daemon:
         try:
             self.start()
         except BaseException:
+            self._tell()
             self.close()
             raise
         return self
@@ -52,8 +53,11 @@ class Daemon:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            print(f"--- log of edgeproxy on {self.host.name}:\n{self.output()[-6000:]}")
+            self._tell()
         self.close()
+
+    def _tell(self) -> None:
+        print(f"--- log of edgeproxy on {self.host.name}:\n{self.output()[-6000:]}")
 
     def configure(self, settings: Sections) -> None:
         """Writes the configuration anew; a running daemon reads it on `reload`."""
