@@ -34,6 +34,12 @@ class LocalRoutes:
         base = set(self._surroundings.local_networks())
         return {network.address for network in self._own if network not in base}
 
+    def disturbed(self) -> bool:
+        """Read our routes again; whether somebody else has deleted or changed one since."""
+        before = self._own
+        self.read()
+        return self._own != before
+
     def ensure(self, surroundings: Surroundings, addresses: Iterable[Address]) -> None:
         """Make every route exist with its proper source, and those that nobody wants vanish."""
         self._surroundings = surroundings

@@ -1,6 +1,7 @@
 """The engine: records in, kernel out. Synchronous; no event loop, no store, no signal in here.
 
-    load, apply, set_surroundings      note what has changed (cheap, no kernel)
+    load, apply                        note what has changed (cheap, no kernel)
+    set_surroundings                   the same for the host; looks at our routes
     sync                               compile what changed, plan, execute
     settle                             end drains that are idle or over
     audit                              compare the kernel with the mirror, repair
@@ -106,7 +107,14 @@ class Reconciler:
         self._dirty.update(services)
 
     def set_surroundings(self, surroundings: Surroundings) -> None:
-        """Take the host's new facts or settings; what depends on them follows with the next sync."""
+        """Take the host's new facts or settings; what depends on them follows with the next sync.
+
+        Whatever made the caller look at the host may have been the loss of one of our routes.
+
+        Raises:
+            RouteError: our routes cannot be read.
+        """
+        self._routes_due |= self._routes.disturbed()
         if surroundings == self._surroundings:
             return
         before, self._surroundings = self._surroundings, surroundings
