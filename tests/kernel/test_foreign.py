@@ -94,7 +94,7 @@ def daemon(net: Topology, etcd: Etcd, theirs: list[str]) -> Iterator[Daemon]:
             "/services/web/endpoints/b": net.backends[1].address4,
             "/services/taken": {
                 "clusterIP": "10.96.0.20",
-                "ports": [{"port": 80}, {"name": "x", "port": 81}],
+                "ports": [{"port": 80}],
             },
             "/services/taken/endpoints/b": net.backends[1].address4,
         }

@@ -22,7 +22,8 @@ from edgeproxy.settings import Node, Proxy, Settings
 from tests.kernel.engine import Engine, History, Site, finish, picture
 from tests.lab.daemon import ipvs
 
-SEQUENCES = 5
+PARTS, SEQUENCES = 4, 50
+"""In parts, so that something is heard of it meanwhile."""
 SETTINGS = Settings(
     node=Node(name="host0", zone="here"),
     proxy=msgspec.structs.replace(
@@ -217,16 +218,18 @@ class Run:
         self.engine.sync()
 
 
+@pytest.mark.parametrize("part", range(PARTS))
 @settings(
     max_examples=SEQUENCES,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
-    phases=(Phase.generate, Phase.shrink),
+    # Shrinking a failure would take minutes in emulation; 24 steps can be read as they are.
+    phases=(Phase.generate,),
 )
 @given(steps=STEPS)
 def test_same_kernel_as_a_fresh_start(
-    sites: tuple[Site, Site], engine: Engine, fresh: Engine, steps: list[Step]
+    sites: tuple[Site, Site], engine: Engine, fresh: Engine, part: int, steps: list[Step]
 ) -> None:
     with sites[0].inside():
         run = Run(engine)
