@@ -143,10 +143,10 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """The answer of `edgeproxy status --json`, asked in this process: no interpreter has to start."""
+        import msgspec
+
         from edgeproxy.control import ask
         from edgeproxy.status import Status
-
-        import msgspec
 
         found: dict[str, Any] = msgspec.to_builtins(ask(self.directory / "state", "status", Status, 60))
         return found
