@@ -36,11 +36,13 @@ class Target(msgspec.Struct, frozen=True, gc=False):
 
     reals: sorted, each address and port once.
     drain: seconds a removed TCP backend may keep its connections.
+    serving: backends of UDP that serve, those left out of `reals` included: these keep the flows they have.
     """
 
     server: VirtualServer
     reals: tuple[RealServer, ...]
     drain: float
+    serving: frozenset[Socket] = frozenset()
 
 
 class HealthCheck(msgspec.Struct, frozen=True, gc=False):

@@ -130,7 +130,7 @@ class _Compilation:
             backends = selection.local
             if not backends and selection.has_any:
                 chain = Chain.CLUSTER_IP_SILENT
-        self._serve(frontend, backends)
+        self._serve(frontend, backends, selection)
         self._register(frontend, chain)
         if not self._in_service_cidrs(frontend.address):
             self._routes[frontend.address] = None
@@ -148,14 +148,14 @@ class _Compilation:
         ranged = bool(service.source_ranges) and frontend.address in service.load_balancer_ips
         if service.external_policy is TrafficPolicy.CLUSTER:
             chain = Chain.RANGED_CLUSTER if ranged else Chain.EXTERNAL_CLUSTER
-            self._serve(frontend, selection.cluster)
+            self._serve(frontend, selection.cluster, selection)
         else:
             silent = not selection.local and selection.has_any
             if ranged:
                 chain = Chain.RANGED_SILENT if silent else Chain.RANGED_LOCAL
             else:
                 chain = Chain.EXTERNAL_SILENT if silent else Chain.EXTERNAL_LOCAL
-            self._serve(frontend, selection.local)
+            self._serve(frontend, selection.local, selection)
             self._detour(frontend, selection)
         self._register(frontend, chain)
         if ranged:
@@ -173,7 +173,7 @@ class _Compilation:
             )
             self._find("externalTrafficPolicy", Reason.CONFIGURATION, why)
             return
-        self._serve(Frontend(at, frontend.protocol, frontend.port), selection.cluster)
+        self._serve(Frontend(at, frontend.protocol, frontend.port), selection.cluster, selection)
         name = SetName.DETOURS4 if is_ipv4(at) else SetName.DETOURS6
         self._element(Element(name, _fields(frontend), data=at, comment=self._comment))
 
@@ -193,14 +193,14 @@ class _Compilation:
             if not backends and selection.has_any:
                 chain = Chain.NODE_PORT_SILENT
             inside = anchor(cidr, NodePortAnchor.INSIDE)
-            self._serve(Frontend(inside, port.protocol, port.node_port), selection.cluster)
+            self._serve(Frontend(inside, port.protocol, port.node_port), selection.cluster, selection)
         front = anchor(cidr, NodePortAnchor.FRONT)
-        self._serve(Frontend(front, port.protocol, port.node_port), backends)
+        self._serve(Frontend(front, port.protocol, port.node_port), backends, selection)
         name = SetName.NODE_PORTS4 if four else SetName.NODE_PORTS6
         key = (port.protocol, port.node_port)
         self._element(Element(name, key, verdict=chain.of(front), comment=self._comment))
 
-    def _serve(self, frontend: Frontend, backends: Sequence[Backend]) -> None:
+    def _serve(self, frontend: Frontend, backends: Sequence[Backend], selection: Selection) -> None:
         """A virtual server with these backends, and the hairpin pairs they need."""
         server = VirtualServer(
             frontend,
@@ -209,7 +209,7 @@ class _Compilation:
             flags=MH_PORT if self._scheduler == "mh" else 0,
         )
         reals = tuple(RealServer(b.address, b.port, b.weight) for b in backends)
-        self._targets.append(Target(server, reals, self._drain))
+        self._targets.append(Target(server, reals, self._drain, selection.serving))
         for backend in backends:
             if self._may_call_itself(backend):
                 name = SetName.HAIRPIN4 if is_ipv4(backend.address) else SetName.HAIRPIN6

@@ -11,6 +11,8 @@ crash harmless::
 
 Drains are derived, never remembered: a TCP real server that the records no longer want drops to
 weight 0 and stays until it is idle or its deadline, an element with a timeout in the kernel, is over.
+So does one of UDP whose endpoint still serves (it terminates, or a hint or policy leads elsewhere), until it
+serves no more; all others go at once.
 """
 
 from __future__ import annotations
@@ -46,9 +48,12 @@ from edgeproxy.kernel.ipvs_operations import (
 )
 from edgeproxy.model import Element, Frontend, Protocol, RealServer, SetName
 
-
 HAIRPIN_SETS = frozenset({SetName.HAIRPIN4, SetName.HAIRPIN6})
 """Their elements are shared, so that nobody knows which of them a held service needs."""
+
+
+LINGER = 7 * 86400.0
+"""Seconds an endpoint of UDP that still serves may keep its flows: as good as for ever."""
 
 
 class Stale(msgspec.Struct, frozen=True, gc=False):
@@ -116,13 +121,13 @@ class Plan(msgspec.Struct):
 
 
 def leaving(touched: Touched, desired: Desired, actual: Actual) -> list[Frontend]:
-    """Frontends from which TCP real servers go: their connections should be counted before planning."""
+    """Frontends from which real servers go that may drain: their connections should be counted before planning."""
     found = []
     for frontend in touched.frontends:
         reals = actual.reals.get(frontend)
-        if not reals or frontend.protocol is not Protocol.TCP:
-            continue
         target = desired.targets.get(frontend)
+        if not reals or not (frontend.protocol is Protocol.TCP or (target and target.serving)):
+            continue
         wanted = {(real.address, real.port) for real in target.reals} if target else set()
         if not wanted.issuperset(reals):
             found.append(frontend)
@@ -218,7 +223,7 @@ class Planner:
         if frontend not in self._held.frontends:
             for socket, weight in reals.items():
                 if socket not in wanted:
-                    self._leave(frontend, socket, weight, connections, target.drain)
+                    self._leave(frontend, socket, weight, connections, target.drain, target.serving)
 
     def _want(self, frontend: Frontend, real: RealServer, weight: int | None) -> None:
         if weight is None:
@@ -226,7 +231,7 @@ class Planner:
             return
         if weight != real.weight:
             self._plan.ipvs.append(EditReal(frontend, real, reason=f"weight was {weight}"))
-            if real.weight == 0:
+            if real.weight == 0 and frontend.protocol is Protocol.TCP:
                 self._plan.stale.append(Stale(frontend, (real.address, real.port)))
         drain = Drain(frontend, (real.address, real.port))
         if drain in self._actual.drains:
@@ -239,19 +244,27 @@ class Planner:
         weight: int,
         connections: Mapping[Socket, int] | None,
         seconds: float,
+        serving: frozenset[Socket] = frozenset(),
     ) -> None:
-        """A real server is no longer wanted: UDP and SCTP go at once, TCP drains."""
+        """A real server is no longer wanted: UDP and SCTP go at once, TCP and UDP that still serves drain."""
         drain = Drain(frontend, socket)
-        if drain in self._actual.drains:
-            return
-        over = self._adopting and weight == 0
-        if frontend.protocol is not Protocol.TCP or seconds <= 0 or over:
+        draining = drain in self._actual.drains
+        lingers = socket in serving
+        drains = lingers or (frontend.protocol is Protocol.TCP and (draining or seconds > 0))
+        over = self._adopting and weight == 0 and not draining
+        if not drains or over:
             self._remove_real(frontend, socket, "no longer an endpoint")
+            if draining:
+                self._plan.remove_drains.append(drain)
             return
         if weight:
             down = RealServer(*socket, weight=0)
             self._plan.ipvs.append(EditReal(frontend, down, reason="no longer an endpoint: draining"))
-            self._plan.stale.append(Stale(frontend, socket))
+            if not lingers:
+                self._plan.stale.append(Stale(frontend, socket))
+        if draining:
+            return
+        seconds = LINGER if lingers else seconds
         if connections is not None and connections.get(socket) == 0:
             self._plan.fading.append((drain, seconds))
         else:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from edgeproxy.address import Address, is_ipv4
+from edgeproxy.model import Protocol
 from edgeproxy.records import Endpoint, Service, ServicePort, TrafficDistribution, TrafficPolicy
 from edgeproxy.versions import EndpointEntry
 
@@ -45,12 +46,15 @@ class Selection(msgspec.Struct, frozen=True):
     local: for policy Local; () where nothing asks for it.
     has_any: whether some endpoint somewhere could serve; tells "drop" (none here) from "reject".
     unresolved: endpoints for which no port can be told, see :func:`resolve_port`.
+    serving: for UDP the address and port of every endpoint that serves, whatever policies and hints
+        say: flows to them are kept.
     """
 
     cluster: tuple[Backend, ...] = ()
     local: tuple[Backend, ...] = ()
     has_any: bool = False
     unresolved: tuple[EndpointEntry, ...] = ()
+    serving: frozenset[tuple[Address, int]] = frozenset()
 
 
 class _Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -58,6 +62,7 @@ class _Candidate(msgspec.Struct, frozen=True, gc=False):
 
     backend: Backend
     ready: bool
+    serving: bool
     lingering: bool
     zones: tuple[str, ...]
     nodes: tuple[str, ...]
@@ -91,6 +96,7 @@ def select(
         local=tuple(candidate.backend for candidate in local),
         has_any=has_any,
         unresolved=tuple(unresolved),
+        serving=_sockets(candidates) if port.protocol is Protocol.UDP else frozenset(),
     )
 
 
@@ -203,6 +209,7 @@ def _candidate(
     return _Candidate(
         Backend(oldest.address, port, oldest.weight, any(is_local(e.endpoint, node) for e in copies)),
         ready=is_ready(first, service),
+        serving=any(e.endpoint.serving or is_ready(e.endpoint, service) for e in copies),
         lingering=any(e.endpoint.serving and e.endpoint.terminating for e in copies),
         zones=zones,
         nodes=nodes,
@@ -225,6 +232,10 @@ def _cluster(candidates: list[_Candidate], node: Node) -> list[_Candidate]:
         if near:
             return near
     return ready or [candidate for candidate in candidates if candidate.lingering]
+
+
+def _sockets(candidates: Iterable[_Candidate]) -> frozenset[tuple[Address, int]]:
+    return frozenset((c.backend.address, c.backend.port) for c in candidates if c.serving)
 
 
 def _first_serving(candidates: Iterable[_Candidate]) -> list[_Candidate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from edgeproxy.kernel.ipvs_operations import (
     RemoveVirtual,
 )
 from edgeproxy.model import Element, Frontend, Protocol, RealServer, SetName, VirtualServer
-from edgeproxy.plan import Held, Plan, Planner, Stale, leaving
+from edgeproxy.plan import LINGER, Held, Plan, Planner, Stale, leaving
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 VIP = parse("10.96.0.10")
@@ -233,6 +234,13 @@ class TestDrain:
         actual.drains[Drain(WEB, socket(B))] = 5.0
         assert len(plan_for(desired(part(WEB, A)), actual, adopting=True)) == 0
 
+    def test_a_drain_that_a_crash_kept_from_beginning_begins(self) -> None:
+        actual = reached(part(WEB, A, B))
+        actual.drains[Drain(WEB, socket(B))] = 5.0
+        plan = plan_for(desired(part(WEB, A)), actual, adopting=True)
+        assert plan.ipvs == [EditReal(WEB, RealServer(*socket(B), 0), "no longer an endpoint: draining")]
+        assert plan.add_drains == []
+
     def test_a_drain_of_what_is_no_longer_there_is_forgotten(self) -> None:
         actual = reached(part(WEB, A))
         drain = Drain(WEB, socket(B))
@@ -266,9 +274,39 @@ class TestStale:
 
     def test_a_weight_of_0_from_the_record(self) -> None:
         down = RealServer(*socket(A), 0)
-        plan = plan_for(desired(part(DNS, down)), reached(part(DNS, A)))
-        assert plan.stale == [Stale(DNS, socket(A))]
+        plan = plan_for(desired(part(WEB, down)), reached(part(WEB, A)))
+        assert plan.stale == [Stale(WEB, socket(A))]
         assert plan.add_drains == []
+        plan = plan_for(desired(part(DNS, down)), reached(part(DNS, A)))
+        assert plan.stale == [], "it serves: UDP flows to it are kept"
+
+
+class TestServingUdp:
+    """A backend of UDP that is not wanted for new flows, but serves those it has."""
+
+    def target(self, *serving: RealServer) -> Part:
+        base = part(DNS, A)
+        target = msgspec.structs.replace(base.targets[0], serving=frozenset(map(socket, serving)))
+        return msgspec.structs.replace(base, targets=(target,))
+
+    def test_drains_and_keeps_its_flows(self) -> None:
+        plan = plan_for(desired(self.target(A, B)), reached(part(DNS, A, B)))
+        assert plan.ipvs == [EditReal(DNS, RealServer(*socket(B), 0), "no longer an endpoint: draining")]
+        assert plan.add_drains == [(Drain(DNS, socket(B)), LINGER)]
+        assert plan.stale == []
+
+    def test_goes_when_it_serves_no_more(self) -> None:
+        actual = reached(part(DNS, A, B))
+        actual.set_real(DNS, RealServer(*socket(B), 0))
+        actual.drains[Drain(DNS, socket(B))] = 5.0
+        assert len(plan_for(desired(self.target(A, B)), actual, adopting=True)) == 0
+        plan = plan_for(desired(self.target(A)), actual)
+        assert [type(operation) for operation in plan.ipvs] == [RemoveReal]
+        assert plan.remove_drains == [Drain(DNS, socket(B))]
+        assert plan.stale == [Stale(DNS, socket(B))]
+
+    def test_is_not_made_for_it(self) -> None:
+        assert plan_for(desired(self.target(A, B)), reached(part(DNS, A))).ipvs == []
 
 
 class TestForeign:
