@@ -99,7 +99,7 @@ def gone(frontend: Frontend = DNS, port: int = 5353) -> Stale:
     return Stale(frontend, (parse(OLD), port))
 
 
-@kp("KP-184", "flows over TCP to an endpoint that left are never touched, and no list is made for SCTP")
+@kp("KP-184", "Flows over TCP to an endpoint that left are never touched, and no list is made for SCTP")
 def test_kp_184_established_flows_stay(conntrack: Counted, sockets: contextlib.ExitStack) -> None:
     listen(sockets, socket.SOCK_STREAM, OLD, 8080)
     sockets.enter_context(socket.create_connection((VIP, 80)))
@@ -120,7 +120,7 @@ def test_kp_185_other_ports_of_the_address(conntrack: Counted, sockets: contextl
     assert left(conntrack) == {54}
 
 
-@kp("KP-187", "a flow let through while there was no endpoint at all is forgotten once there is one")
+@kp("KP-187", "A flow let through while there was no endpoint at all is forgotten once there is one")
 def test_kp_187_flows_that_were_never_translated(conntrack: Counted, sockets: contextlib.ExitStack) -> None:
     unserved = Frontend(parse(VIP), Protocol.UDP, 57)
     for address, port in ((VIP, 57), (UNSERVED, 57), (VIP, 58), (VIP, 55)):
@@ -131,7 +131,7 @@ def test_kp_187_flows_that_were_never_translated(conntrack: Counted, sockets: co
     assert kept == {(parse(UNSERVED), 57), (parse(VIP), 58), (parse(VIP), 55)}
 
 
-@kp("KP-189", "of very many flows the stale ones are found with one list, and nothing but them is deleted")
+@kp("KP-189", "Of very many flows the stale ones are found with one list, and nothing but them is deleted")
 def test_kp_189_one_list(conntrack: Counted, sockets: contextlib.ExitStack) -> None:
     others, stale = 20_000, 25
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -147,7 +147,7 @@ def test_kp_189_one_list(conntrack: Counted, sockets: contextlib.ExitStack) -> N
     assert len(list(conntrack.flows(Selection(socket.AF_INET, Protocol.UDP)))) == others
 
 
-@kp("KP-197", "a change of TCP endpoints alone lists no tracked flows")
+@kp("KP-197", "A change of TCP endpoints alone lists no tracked flows")
 def test_kp_197_no_list_for_tcp(conntrack: Counted, sockets: contextlib.ExitStack) -> None:
     listen(sockets, socket.SOCK_DGRAM, OLD, 5353)
     send(sockets, VIP, 53)

@@ -30,7 +30,7 @@ def host() -> Host:
     return Host()
 
 
-@kp("KP-213", "a data plane that is late answers 503 for a service, with the true count of endpoints")
+@kp("KP-213", "A data plane that is late answers 503 for a service, with the true count of endpoints")
 def test_kp_213_a_late_host(host: Host) -> None:
     port = ServicePortHealth("web", "/services/web", 3)
     host.health.queued()
@@ -46,7 +46,7 @@ def test_kp_213_a_late_host(host: Host) -> None:
     assert (answer.status, json.loads(answer.body)["serviceProxyHealthy"]) == (200, True)
 
 
-@kp("KP-220", "one change that is late, of whichever family, makes the whole host late")
+@kp("KP-220", "One change that is late, of whichever family, makes the whole host late")
 def test_kp_220_one_late_change_is_enough(host: Host) -> None:
     """Both families are synced together: there is one queue, and its oldest change counts."""
     host.health.queued()
@@ -56,7 +56,7 @@ def test_kp_220_one_late_change_is_enough(host: Host) -> None:
     assert host.statuses() == (503, 503)
 
 
-@kp("KP-221", "an hour without any change is healthy")
+@kp("KP-221", "An hour without any change is healthy")
 def test_kp_221_idle_is_healthy(host: Host) -> None:
     host.health.queued()
     host.health.applied(2, host.now)

@@ -18,7 +18,7 @@ def refused(path: Path, document: str) -> str:
     return "\n".join(map(str, caught.value.problems))
 
 
-@kp("KP-233", "a timeout, period or network out of range keeps the daemon from starting; its key is named")
+@kp("KP-233", "A timeout, period or network out of range keeps the daemon from starting; its key is named")
 @pytest.mark.parametrize(
     ("section", "line"),
     [
@@ -37,7 +37,7 @@ def test_kp_233_out_of_range(tmp_path: Path, section: str, line: str) -> None:
     assert f"{section}.{line.partition(' ')[0]}" in said
 
 
-@kp("KP-234", "min_sync above resync keeps the daemon from starting")
+@kp("KP-234", "`min_sync` above resync keeps the daemon from starting")
 def test_kp_234_min_sync_above_resync(tmp_path: Path) -> None:
     said = refused(tmp_path / "edgeproxy.toml", '[proxy]\nresync = "10s"\nmin_sync = "11s"\n')
     assert "proxy.min_sync" in said

@@ -39,7 +39,7 @@ def many(count: int, field: str, network: str) -> dict[str, Record]:
     return records
 
 
-@kp("KP-147", "a virtual server that the kernel reports with the flag `hashed` is not written again")
+@kp("KP-147", "A virtual server that the kernel reports with the flag `hashed` is not written again")
 def test_kp_147_a_hashed_virtual_server_is_no_difference(site: Site) -> None:
     assert all(entry.flags & HASHED for entry in site.kernel.servers.values())
     before = site.kernel.writes
@@ -49,7 +49,7 @@ def test_kp_147_a_hashed_virtual_server_is_no_difference(site: Site) -> None:
     assert site.kernel.writes == before
 
 
-@kp("KP-150", "an unchanged state, synced again, audited or met by another daemon, is not written again")
+@kp("KP-150", "An unchanged state, synced again, audited or met by another daemon, is not written again")
 def test_kp_150_an_unchanged_state_is_not_written_again(site: Site) -> None:
     before = site.kernel.writes
     site.reconciler.mark(["web", "names"])
@@ -60,7 +60,7 @@ def test_kp_150_an_unchanged_state_is_not_written_again(site: Site) -> None:
     assert site.kernel.writes == before
 
 
-@kp("KP-156", "an endpoint whose real server is not in the kernel any more is removed without error")
+@kp("KP-156", "An endpoint whose real server is not in the kernel any more is removed without error")
 def test_kp_156_a_real_server_that_is_gone_already(site: Site) -> None:
     del site.kernel.reals[WEB][parse("10.1.1.2"), 80]
     site.put({"web/endpoints/a": None})
@@ -72,7 +72,7 @@ def test_kp_156_a_real_server_that_is_gone_already(site: Site) -> None:
     assert set(site.kernel.reals[WEB]) == {(parse("10.1.2.2"), 81)}, "another port is another real server"
 
 
-@kp("KP-157", "a thousand endpoints that come while drains end and the kernel is audited are all served")
+@kp("KP-157", "A thousand endpoints that come while drains end and the kernel is audited are all served")
 def test_kp_157_endpoints_that_come_while_drains_end(site: Site) -> None:
     site.kernel.connections[WEB, (parse("10.1.1.2"), 80)] = 1
     site.put({"web/endpoints/a": None})
@@ -96,7 +96,7 @@ def test_kp_157_endpoints_that_come_while_drains_end(site: Site) -> None:
 
 @kp(
     "KP-166",
-    "a scheduler that the kernel does not have is told of by name; no virtual server is made to find out",
+    "A scheduler that the kernel does not have is told of by name; no virtual server is made to find out",
     differs="the process does not start, and a dummy virtual server on 198.51.100.0 tries the scheduler",
 )
 def test_kp_166_an_unknown_scheduler() -> None:
@@ -157,7 +157,7 @@ def sizes(kernel: FakeKernel) -> tuple[int, int]:
 
 @kp(
     "KP-238",
-    "one service that changes among 500 is all that is written",
+    "One service that changes among 500 is all that is written",
     differs="every run walks all services",
 )
 def test_kp_238_work_is_proportional_to_the_change() -> None:
