@@ -26,7 +26,7 @@ from edgeproxy.kernel.ipvs_operations import (
     RemoveReal,
     RemoveVirtual,
 )
-from edgeproxy.kernel.nft import Nft
+from edgeproxy.kernel.nft import ElementRefusedError, Nft
 from edgeproxy.kernel.routes import Routes
 from edgeproxy.localroutes import LocalRoutes
 from edgeproxy.model import Element, Frontend, SetName
@@ -67,6 +67,7 @@ class Executor:
 
     counts: operations by (kind, result), since the start.
     failures: operations the kernel refused in the last run.
+    refused: elements it refused in the last run, each with the reason.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Executor:
         self._clock = clock
         self.counts: Counter[tuple[str, str]] = Counter()
         self.failures: list[Failure] = []
+        self.refused: list[tuple[Element, str]] = []
 
     def run(self, plan: Plan) -> Iterator[None]:
         """Run a plan.
@@ -94,7 +96,7 @@ class Executor:
             NftError, NetlinkError, RouteError, ConntrackError, OSError: a wire failed; the mirror
                 must be read anew.
         """
-        self.failures = []
+        self.failures, self.refused = [], []
         if plan.add_routes:
             self._routes.add_addresses(plan.add_routes)
             self._actual.routes.update(plan.add_routes)
@@ -120,9 +122,28 @@ class Executor:
         self, adds: Sequence[Element], removes: Sequence[Element], timeouts: Mapping[Element, float]
     ) -> Iterator[None]:
         for coming, going in in_slices(adds, removes):
-            self._wires.nft.commit(coming, going, {e: timeouts[e] for e in coming if e in timeouts})
-            self._note_elements(coming, going)
+            try:
+                self._transact(coming, going, timeouts)
+            except ElementRefusedError:
+                # All of it failed for one element: each by itself, so that only that one is left out.
+                for one, other in in_slices(coming, going, size=1):
+                    self._transact_alone(one, other, timeouts)
             yield
+
+    def _transact(
+        self, coming: Sequence[Element], going: Sequence[Element], timeouts: Mapping[Element, float]
+    ) -> None:
+        self._wires.nft.commit(coming, going, {e: timeouts[e] for e in coming if e in timeouts})
+        self._note_elements(coming, going)
+
+    def _transact_alone(
+        self, coming: Sequence[Element], going: Sequence[Element], timeouts: Mapping[Element, float]
+    ) -> None:
+        try:
+            self._transact(coming, going, timeouts)
+        except ElementRefusedError as error:
+            self.refused.extend((element, str(error)) for element in (*coming, *going))
+            self.counts["AddElement", "failed"] += len(coming)
 
     def _note_elements(self, added: Sequence[Element], removed: Sequence[Element]) -> None:
         elements = self._actual.elements

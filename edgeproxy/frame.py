@@ -7,13 +7,16 @@ starts on an intact frame writes nothing.
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 import msgspec
 
 from edgeproxy.kernel.nft import Nft
 from edgeproxy.kernel.ruleset import Frame, render
-from edgeproxy.state import write_atomically
+from edgeproxy.state import StateError, write_atomically
+
+log = logging.getLogger(__name__)
 
 NAME = "frame"
 
@@ -35,7 +38,7 @@ class FrameKeeper:
         try:
             self._note = msgspec.json.decode(self._path.read_bytes(), type=_Note)
         except (OSError, msgspec.MsgspecError):
-            # Without a note the frame is loaded once more, which is one harmless transaction.
+            # As if there were none: the frame is loaded.
             pass
 
     def ensure(self, frame: Frame) -> bool:
@@ -43,7 +46,6 @@ class FrameKeeper:
 
         Raises:
             NftError: nft or the kernel refused; the old frame, if any, is still there.
-            StateError: the note cannot be written.
         """
         script = render(frame)
         digest = hashlib.blake2b(script.encode(), digest_size=16).hexdigest()
@@ -51,5 +53,9 @@ class FrameKeeper:
             return False
         self._nft.load(script)
         self._note = _Note(digest, self._nft.fingerprint() or "")
-        write_atomically(self._path, msgspec.json.encode(self._note))
+        try:
+            write_atomically(self._path, msgspec.json.encode(self._note))
+        except StateError as error:
+            # The next start loads the frame once more, which is one harmless transaction.
+            log.warning("%s", error)
         return True

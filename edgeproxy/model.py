@@ -41,6 +41,7 @@ class Reason(enum.StrEnum):
     FIREWALL = "Firewall"
     KERNEL = "Kernel"
     STORE = "Store"
+    STATE = "State"
     CONFIGURATION = "Configuration"
     HELD = "Held"
     BUG = "Bug"

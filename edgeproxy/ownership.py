@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgeproxy.address import parse, text
-from edgeproxy.model import Frontend, Protocol
-from edgeproxy.state import write_atomically
+from edgeproxy.model import Finding, Frontend, Protocol, Reason
+from edgeproxy.state import StateError, write_atomically
 
 NAME = "owned"
 
@@ -57,50 +57,67 @@ def fold(content: str, scope: str) -> frozenset[Frontend]:
 
 
 class OwnershipLog:
-    """The file of one state directory; its lock must be held."""
+    """The file of one state directory; its lock must be held.
+
+    It is the second memory, after the register: a file that cannot be read or written (a full disk)
+    is a trouble to be told, never a reason not to change the kernel.
+    """
 
     def __init__(self, directory: Path, scope: str) -> None:
         self._path = directory / NAME
         self._scope = scope
+        self._trouble = ""
 
     def read(self) -> frozenset[Frontend]:
-        """The frontends that are ours; none without a file or after a reboot.
-
-        Raises:
-            OSError: the file is there and cannot be read.
-        """
+        """The frontends that are ours; none without a file or after a reboot."""
         try:
             return fold(self._path.read_text(encoding="utf-8"), self._scope)
         except FileNotFoundError:
             return frozenset()
+        except OSError as error:
+            self._fail("read", error)
+            return frozenset()
 
     def rewrite(self, owned: Iterable[Frontend]) -> None:
-        """Begin the file anew with these.
-
-        Raises:
-            StateError: the file cannot be written.
-        """
+        """Begin the file anew with these."""
         lines = [self._scope, *sorted(f"+ {line(frontend)}" for frontend in owned)]
-        write_atomically(self._path, ("\n".join(lines) + "\n").encode())
+        try:
+            write_atomically(self._path, ("\n".join(lines) + "\n").encode())
+        except StateError as error:
+            self._fail("written", error)
+        else:
+            self._trouble = ""
 
     def add(self, frontends: Iterable[Frontend]) -> None:
-        """Say that these will be made.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Say that these will be made."""
         self._append("+", frontends)
 
     def remove(self, frontends: Iterable[Frontend]) -> None:
-        """Say that these are gone.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Say that these are gone."""
         self._append("-", frontends)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What stands in the way of the file."""
+        return (Finding("", 0, "[state] dir", Reason.STATE, self._trouble),) if self._trouble else ()
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something could not be written: begin anew as soon as that is possible."""
+        return bool(self._trouble)
 
     def _append(self, sign: str, frontends: Iterable[Frontend]) -> None:
         lines = "".join(f"{sign} {line(frontend)}\n" for frontend in frontends)
-        if lines:
+        if not lines:
+            return
+        try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(lines)
+        except OSError as error:
+            self._fail("written", error)
+
+    def _fail(self, done: str, error: Exception) -> None:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        self._trouble = (
+            f"{self._path} cannot be {done} ({reason}): if our nft tables are flushed while no daemon runs, "
+            "virtual servers of ours may be taken for another program's; make room or mend the directory"
+        )

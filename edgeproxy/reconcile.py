@@ -190,8 +190,10 @@ class Reconciler:
             if self._clock() >= until:
                 break
             yield
-        self._touched.frontends.update(self._refused.frontends())
+        self._touched.update(self._refused.again())
         self._release_detours()
+        if self._ownership.incomplete:
+            self._ownership.rewrite(self.actual.servers)
         yield from self.sync()
 
     def _adopt(self) -> Iterator[None]:
@@ -268,7 +270,7 @@ class Reconciler:
     def _reconcile(
         self, touched: Touched, drains: Mapping[Frontend, float], *, adopting: bool
     ) -> Iterator[None]:
-        self._refused.forget(touched.frontends)
+        self._refused.forget(touched)
         connections: dict[Frontend, Mapping[Socket, int]] = {}
         for counted in self._mirror.count_connections(leaving(touched, self.desired, self.actual)):
             connections.update(counted)
@@ -299,6 +301,7 @@ class Reconciler:
     def _execute(self, plan: Plan) -> Iterator[None]:
         yield from self.executor.run(plan)
         tell(plan, self.desired.owners, self.catalog)
+        self._refused.note_elements(self.executor.refused, self.catalog)
         vanished = self._refused.note(self.executor.failures, self.desired.owners, self.catalog)
         for frontend in vanished:
             self.actual.remove_server(frontend)
@@ -359,6 +362,7 @@ class Reconciler:
                     *compiled,
                     *foreign,
                     *self._refused.findings(),
+                    *self._ownership.findings(),
                     *self._routes.findings(),
                     *self._proxies.findings(),
                     *self._tuning.findings(),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from edgeproxy.books import ElementKey, Touched, key_of
 from edgeproxy.catalog import Catalog
 from edgeproxy.kernel.ipvs_operations import AddVirtual, Failure
-from edgeproxy.model import Finding, Frontend, Reason
+from edgeproxy.model import Element, Finding, Frontend, Reason
 
 
 class Refused:
-    """What was refused, by frontend."""
+    """What was refused: virtual servers by frontend, elements by key."""
 
     def __init__(self) -> None:
         self._findings: dict[Frontend, Finding] = {}
+        self._elements: dict[ElementKey, Finding] = {}
 
     def note(
         self, failures: Sequence[Failure], owners: Mapping[Frontend, str], catalog: Catalog
@@ -38,18 +40,28 @@ class Refused:
             self._findings[frontend] = Finding(key, revision, *_judge(failure))
         return vanished
 
-    def forget(self, frontends: Iterable[Frontend]) -> None:
+    def note_elements(self, refused: Iterable[tuple[Element, str]], catalog: Catalog) -> None:
+        """Note elements the kernel refused, with its reasons."""
+        for element, reason in refused:
+            entry = catalog.entry(element.comment) if element.comment else None
+            key, revision = (entry.key, entry.mod_revision) if entry else ("", 0)
+            self._elements[key_of(element)] = Finding(key, revision, "", Reason.KERNEL, reason)
+
+    def forget(self, touched: Touched) -> None:
         """Clear what is about to be tried again."""
-        for frontend in frontends:
+        for frontend in touched.frontends:
             self._findings.pop(frontend, None)
+        for key in touched.elements:
+            self._elements.pop(key, None)
 
-    def frontends(self) -> set[Frontend]:
-        """The frontends to try again."""
-        return set(self._findings)
+    def again(self) -> Touched:
+        """What to try again."""
+        return Touched(set(self._findings), set(self._elements))
 
-    def findings(self) -> Iterable[Finding]:
+    def findings(self) -> Iterator[Finding]:
         """What stands."""
-        return self._findings.values()
+        yield from self._findings.values()
+        yield from self._elements.values()
 
 
 def _judge(failure: Failure) -> tuple[str, Reason, str]:

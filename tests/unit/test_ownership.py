@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeproxy.address import parse
-from edgeproxy.model import Frontend, Protocol
+from edgeproxy.model import Frontend, Protocol, Reason
 from edgeproxy.ownership import OwnershipLog, fold, line, scope
 
 HERE = "boot 1 netns 2"
@@ -78,6 +78,21 @@ def test_a_cut_line_does_not_swallow_the_next_one(tmp_path: Path) -> None:
         file.write("+ udp fd00:96::")
     log.add([DNS])
     assert WEB in log.read()
+
+
+def test_a_file_that_cannot_be_written_is_a_finding_and_stops_nothing(tmp_path: Path) -> None:
+    log = OwnershipLog(tmp_path / "absent", HERE)
+    log.add([WEB])
+    (finding,) = log.findings()
+    assert finding.reason is Reason.STATE
+    assert "absent/owned cannot be written (No such file or directory)" in finding.message
+    log.rewrite([WEB])
+    assert log.incomplete
+    (tmp_path / "absent").mkdir()
+    log.rewrite([WEB, DNS])
+    assert not log.incomplete
+    assert log.findings() == ()
+    assert log.read() == {WEB, DNS}
 
 
 def test_scope_names_boot_and_namespace() -> None:

@@ -7,10 +7,11 @@ import errno
 import pytest
 
 from edgeproxy.address import parse
+from edgeproxy.books import Touched, key_of
 from edgeproxy.catalog import Catalog
 from edgeproxy.etcd.changes import KeyValue
 from edgeproxy.kernel.ipvs_operations import AddReal, AddVirtual, EditReal, EditVirtual, Operation, failure
-from edgeproxy.model import Frontend, Protocol, RealServer, Reason, VirtualServer
+from edgeproxy.model import Element, Frontend, Protocol, RealServer, Reason, SetName, VirtualServer
 from edgeproxy.refused import Refused
 
 WEB = Frontend(parse("10.96.0.10"), Protocol.TCP, 80)
@@ -43,8 +44,8 @@ def test_a_finding_until_it_is_tried_again(
     assert refused.note([failure(operation, number)], OWNERS, catalog) == set()
     (finding,) = refused.findings()
     assert (finding.key, finding.revision, finding.path, finding.reason) == ("/services/web", 4, path, reason)
-    assert refused.frontends() == {WEB}
-    refused.forget([WEB, Frontend(WEB.address, Protocol.UDP, 53)])
+    assert refused.again() == Touched({WEB})
+    refused.forget(Touched({WEB, Frontend(WEB.address, Protocol.UDP, 53)}))
     assert not list(refused.findings())
 
 
@@ -73,4 +74,15 @@ def test_one_of_somebody_else_is_a_finding_of_the_book_of_actual_state(catalog: 
     refused = Refused()
     failures = [failure(AddVirtual(SERVER), errno.EEXIST), failure(AddReal(WEB, REAL), errno.EEXIST)]
     assert refused.note(failures, OWNERS, catalog) == set()
+    assert not list(refused.findings())
+
+
+def test_a_refused_element_is_a_finding_of_its_service(catalog: Catalog) -> None:
+    element = Element(SetName.FRONTENDS4, (WEB.address, WEB.protocol, WEB.port), "cluster_ip4", comment="web")
+    refused = Refused()
+    refused.note_elements([(element, "it overlaps")], catalog)
+    (finding,) = refused.findings()
+    assert (finding.key, finding.reason, finding.message) == ("/services/web", Reason.KERNEL, "it overlaps")
+    assert refused.again() == Touched(elements={key_of(element)})
+    refused.forget(refused.again())
     assert not list(refused.findings())
