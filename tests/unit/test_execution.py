@@ -172,3 +172,20 @@ def test_slices_hold_everything_once_and_keep_together_what_belongs_together(
     assert all(len(slices_) == 1 for slices_ in where.values())
     if not any(element.until for element in (*adds, *removes)):
         assert all(len(coming) + len(going) <= size + 1 for coming, going in slices)
+
+
+def test_one_refused_element_keeps_no_other_out(bench: Bench) -> None:
+    def ranged(first: str, last: str) -> Element:
+        front = (VIP, Protocol.TCP, 80)
+        return Element(SetName.SOURCES4, (*front, parse(first)), until=(*front, parse(last)), comment="web")
+
+    there = ranged("10.0.0.0", "10.0.0.255")
+    bench.run(Plan(add_elements=[there]))
+    # It overlaps a range that nobody asked to take away.
+    overlapping = ranged("10.0.0.128", "10.0.1.255")
+    bench.run(Plan(add_elements=[overlapping, REGISTER], ipvs=[AddVirtual(SERVER)]))
+    assert [element for element, _ in bench.executor.refused] == [overlapping]
+    assert bench.held(SetName.FRONTENDS4) == [REGISTER]
+    assert bench.held(SetName.SOURCES4) == [there]
+    assert bench.actual.servers == {WEB: SERVER}
+    assert key_of(overlapping) not in bench.actual.elements
