@@ -112,9 +112,7 @@ def test_other_ports_of_a_service_address_refuse_and_other_addresses_are_silent(
 
 
 def test_no_endpoint_refuses(net: Topology, daemon: Daemon) -> None:
-    daemon.put(
-        {"/services/empty": {"clusterIP": "10.96.0.99", "ports": [{"port": 80, "nodePort": 36299}]}}
-    )
+    daemon.put({"/services/empty": {"clusterIP": "10.96.0.99", "ports": [{"port": 80, "nodePort": 36299}]}})
     for machine in (net.client, net.hosts[0]):
         assert ask_tcp(machine, "10.96.0.99", 80) is Failure.REFUSED
         assert ask_tcp(machine, net.hosts[0].address4, 36299) is Failure.REFUSED
