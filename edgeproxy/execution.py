@@ -160,25 +160,28 @@ class Executor:
             self.failures.extend(failures)
             yield
         failed = {id(failure.operation) for failure in self.failures}
-        for operation in operations:
-            done = id(operation) not in failed
-            self.counts[type(operation).__name__, "done" if done else "failed"] += 1
-            if done:
-                self._note_operation(operation)
+        done = [operation for operation in operations if id(operation) not in failed]
+        self._count(done, "done")
+        self._count([operation for operation in operations if id(operation) in failed], "failed")
+        for operation in done:
+            self._note_operation(operation)
         self._leave_foreign_alone(operations)
+
+    def _count(self, operations: Sequence[Operation], result: str) -> None:
+        for kind, count in Counter(map(type, operations)).items():
+            self.counts[kind.__name__, result] += count
 
     def _note_operation(self, operation: Operation) -> None:
         actual = self._actual
         match operation:
+            case AddReal() | EditReal():
+                actual.set_real(operation.frontend, operation.real)
+            case RemoveReal():
+                actual.remove_real(operation.frontend, (operation.address, operation.port))
             case AddVirtual() | EditVirtual():
                 actual.set_server(operation.server)
             case RemoveVirtual():
                 actual.remove_server(operation.frontend)
-            case AddReal() | EditReal():
-                if operation.frontend in actual.servers:
-                    actual.set_real(operation.frontend, operation.real)
-            case RemoveReal():
-                actual.remove_real(operation.frontend, (operation.address, operation.port))
 
     def _leave_foreign_alone(self, operations: Sequence[Operation]) -> None:
         """Take back what a batch gave to a virtual server that turned out to be somebody else's."""

@@ -151,11 +151,15 @@ def _new_servers_first(orders: Sequence[Order]) -> tuple[Sequence[Order], Sequen
     first: list[Order] = []
     rest: list[Order] = []
     seen: set[Frontend] = set()
+    last: Frontend | None = None
     for order in orders:
         frontend = order.operation.frontend
         if isinstance(order.operation, AddVirtual) and frontend not in seen:
             first.append(order)
         else:
             rest.append(order)
-        seen.add(frontend)
+        # Usually the same object as before; hashing it is what costs.
+        if frontend is not last:
+            seen.add(frontend)
+            last = frontend
     return first, rest
