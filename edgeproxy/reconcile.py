@@ -181,6 +181,7 @@ class Reconciler:
         self._tuning.apply(ipv6=self._wants_ipv6())
         self.actual.routes = self._routes.read()
         self._routes_due = True
+        self._touched.routes.update(self.actual.routes - self.desired.routes.keys())
         self._look_at_tables()
         self._coexistence.look_at_sockets()
         yield
