@@ -105,7 +105,10 @@ class Loop:
     def set_settings(self, settings: Settings) -> None:
         """Take new settings."""
         self._settings = settings
-        self._host_changed_at = time.monotonic() - NOTICE_REST
+        now = time.monotonic()
+        self._host_changed_at = now - NOTICE_REST
+        if self._next_audit != float("inf"):
+            self._next_audit = min(self._next_audit, now + settings.proxy.resync)
 
     def findings(self) -> tuple[Finding, ...]:
         """What the loop itself has to say."""
