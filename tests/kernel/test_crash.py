@@ -88,7 +88,7 @@ class Churn:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(0.02):
+        while not self._stop.wait(0.1):
             changes = dict(self._change() for _ in range(self._random.randint(1, 5)))
             self._etcd.write(changes)
             for key, value in changes.items():
@@ -129,7 +129,7 @@ def test_killed_during_churn(
             if number % 2:
                 seen = daemon.output().count("records at revision")
                 daemon.start(wait=False)
-                until(lambda: daemon.output().count("records at revision") > seen, 60, "it has a snapshot")  # noqa: B023
+                until(lambda: daemon.output().count("records at revision") > seen, 180, "it has a snapshot")  # noqa: B023
                 moment.wait(choose.uniform(0, 0.5))
             elif number:
                 daemon.start()
