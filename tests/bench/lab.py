@@ -83,12 +83,14 @@ def _add_reals(peer: Peer, name: str, probe: Probe, load: Load, extent: Extent, 
     """One endpoint added, again and again until patience ends; the services that got the k-th spare."""
     services: list[int] = []
     samples: list[float] = []
+    returned: list[float] = []
     end = time.monotonic() + extent.patience
     for k in range(extent.changes):
         service, address = load.services * k // extent.changes, spare(k)
         action = peer.adding(service, address)
         began = time.perf_counter()
         action()
+        returned.append(time.perf_counter() - began)
         probe.wait_weight(frontend(service), address, 1, CAP)
         samples.append(time.perf_counter() - began)
         services.append(service)
@@ -96,6 +98,7 @@ def _add_reals(peer: Peer, name: str, probe: Probe, load: Load, extent: Extent, 
         if time.monotonic() > end:
             break
     book.add("one endpoint added", name, load, "s", samples)
+    book.add("one endpoint added: accepted", name, load, "s", returned)
     return services
 
 

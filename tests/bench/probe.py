@@ -1,8 +1,8 @@
 """Tells when the kernel shows something: the same witness for every peer, through our own IPVS codec.
 
 IPVS notifies nobody, so it is asked again and again: one look is two round trips into the kernel. The
-rest between two looks grows with the time waited, which keeps both the error and the disturbance
-at `SHARE` of the figure.
+rest between two looks is a share of the time waited, and several times what a look takes: it must not
+take the processor from what it waits for.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from edgeproxy.model import Frontend
 from tests.bench.load import BACKEND_PORT, Load, frontend, packed
 from tests.lab.namespace import Host
 
-SHARE, REST = 0.05, 0.0005
-"""Rest between two looks: this share of the time waited, but so many seconds at least."""
+SHARE, LOOKS, REST = 0.05, 3.0, 0.0005
+"""Rest between two looks: this share of the time waited, but so many times the time of a look and so many
+seconds at least."""
 
 
 class Capped(Exception):
@@ -87,9 +88,10 @@ class Probe:
         assert found == (load.services, load.reals), f"IPVS holds {found}, expected {load}"
 
     def _wait(self, there: Callable[[], bool], cap: float) -> None:
-        began = time.monotonic()
+        began = looked = time.monotonic()
         while not there():
-            waited = time.monotonic() - began
-            if waited > cap:
+            now = time.monotonic()
+            if now - began > cap:
                 raise Capped
-            time.sleep(max(REST, SHARE * waited))
+            time.sleep(max(REST, LOOKS * (now - looked), SHARE * (now - began)))
+            looked = time.monotonic()

@@ -37,8 +37,8 @@ _READING = """\
 - *start*: from the start of the process until the kernel holds everything; etcd, with the records in it, runs already. For edgeproxy this contains the start of Python
   and the imports, which emulation makes tens of seconds. *engine* is the same without them: the daemon's reconciler in a running process.
 - *kernel apply* is the part in which the kernel is written: IPVS and nft elements (the peers write no elements).
-- *one endpoint added*: from the put to etcd, or the signal or the command of a peer, until IPVS shows the real server. IPVS notifies nobody, so it is polled: 5 % of
-  each figure is error. keepalived's new configuration is written before the clock starts.
+- *one endpoint added*: from the put to etcd, or the signal or the command of a peer, until IPVS shows the real server. IPVS notifies nobody, so it is polled: a tenth of
+  each figure can be error. *accepted*: until etcd has acknowledged the put, or the peer's command returned. keepalived's new configuration is written before the clock starts.
 - *daemon, imaginary IPVS*: the daemon natively, where the kernel has no `ip_vs`. Everything is real but the IPVS socket, which is a dictionary: its times
   lack the kernel's own part (microseconds an operation), its memory contains the dictionary.
 - A peer is a class in `tests/bench/peers.py`; a figure with "more than" was capped at five minutes.
