@@ -206,11 +206,12 @@ class Loop:
         if self._may_work(now):
             if self._work_waits():
                 await self._work(self._reconciler.sync(), full=not self._synced_once)
-            if self._synced_once and now >= self._next_audit:
+            # After a failure the mirror is in doubt: nothing is built on it, and no lesser success covers it.
+            if self._synced_once and now >= self._next_audit and not self._work_waits():
                 self._next_audit = float("inf")
                 budget = self._settings.proxy.resync * AUDIT_SHARE
                 await self._work(self._reconciler.audit(budget), full=True)
-            if self._reconciler.actual.drains and now >= self._next_settle:
+            if self._reconciler.actual.drains and now >= self._next_settle and not self._work_waits():
                 await self._work(self._reconciler.settle(), full=False)
             self._next_settle = now + DRAIN_TICK if self._reconciler.actual.drains else float("inf")
         if not self._told_ready and now >= self._started + self._settings.etcd.start_grace:

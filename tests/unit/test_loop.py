@@ -243,6 +243,26 @@ async def test_trouble_is_tried_again_later_and_later_and_told_once(
         assert WEB in rig.site.kernel.servers
 
 
+async def test_a_drain_that_is_looked_at_is_no_success_of_a_sync_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(monkeypatch) as rig:
+        rig.health.resync = 0.1
+        rig.snapshot(WALK_THROUGH)
+        await rig.applied()
+        rig.site.kernel.connections[WEB, (parse("10.1.1.2"), 80)] = 1
+        rig.change({"web/endpoints/a": None})
+        await rig.until(lambda: bool(rig.site.reconciler.actual.drains), "draining")
+        rig.site.kernel.stop_after(0, NftError("the kernel is out of memory"))
+        rig.change({"web/endpoints/b": "10.1.2.2"})
+        await rig.until(lambda: not rig.health.is_healthy(), "the host counts as late")
+        (finding,) = rig.loop.findings()
+        assert finding.reason is Reason.KERNEL
+        rig.site.kernel.stop_after(None)
+        await rig.applied()
+        assert rig.health.is_healthy()
+
+
 async def test_findings_are_logged_once_when_they_come_and_once_when_they_go(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
