@@ -135,8 +135,9 @@ class Reconciler:
 
     @property
     def pending(self) -> bool:
-        """Whether a sync has anything to do."""
-        return bool(self._dirty or self._touched or self._routes_due or self._in_doubt)
+        """Whether a sync has anything to do, if only to say that a revision changes nothing here."""
+        news = self.applied < self.catalog.revision
+        return bool(news or self._dirty or self._touched or self._routes_due or self._in_doubt)
 
     # -- work ----------------------------------------------------------------------------------
 

@@ -191,6 +191,18 @@ async def test_an_empty_store_is_a_state_too(monkeypatch: pytest.MonkeyPatch) ->
         assert rig.site.kernel.script
 
 
+async def test_a_change_that_changes_nothing_here_is_in_force_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(monkeypatch) as rig:
+        rig.snapshot(WALK_THROUGH)
+        await rig.applied()
+        before = rig.site.kernel.writes
+        rig.change({"elsewhere/endpoints/a": "10.1.1.9"})
+        await rig.applied()
+        assert rig.site.kernel.writes == before
+
+
 async def test_min_sync_gathers_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(monkeypatch, with_proxy(min_sync=0.2)) as rig:
         rig.snapshot({})
