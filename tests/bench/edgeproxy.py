@@ -121,7 +121,16 @@ def _changes(
     for case, change in kinds.items():
         # A service gets one node port, however many samples the other kinds take.
         count = len(set(services)) if change is add_node_port else len(services)
+        before = _within(peer)
         yield case, [change(k) for k in range(count)]
+        events, seconds = (now - then for now, then in zip(_within(peer), before, strict=True))
+        yield f"{case}: within the daemon", [seconds / events]
+
+
+def _within(peer: Edgeproxy) -> tuple[float, float]:
+    """How many changes the daemon has had, and the seconds from their receipt to the end of their sync."""
+    name = "edgeproxy_event_to_kernel_seconds"
+    return peer.daemon.metric(f"{name}_count"), peer.daemon.metric(f"{name}_sum")
 
 
 def _burst(peer: Edgeproxy, probe: Probe, load: Load, count: int, book: Book) -> None:
