@@ -62,6 +62,10 @@ def sources(found: list[Answer]) -> set[str]:
     return {answer.source for answer in found}
 
 
+REFUSALS = (Failure.REFUSED, Failure.UNREACHABLE)
+"""How UDP is refused: an ICMP message, or for a host process EPERM from send(2), as IPVS drops what it refuses."""
+
+
 class Fleet:
     """See the module's text. `put` writes records and waits until both hosts have applied them."""
 
@@ -135,7 +139,9 @@ class Fleet:
     def _reconfigure(self, number: int, settings: Mapping[str, Section]) -> None:
         daemon = self.daemons[number]
         daemon.configure(settings)
+        before = daemon.output().count("configuration reloaded")
         daemon.reload()
+        assert daemon.output().count("configuration reloaded") == before + 1, daemon.output()[-1000:]
         # What is written after the reload is in force together with it, or later.
         daemon.settled(self.etcd.put(BARRIER, endpoint(self.backends[0])))
 

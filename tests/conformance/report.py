@@ -21,7 +21,7 @@ policies, node ports, external addresses, affinity, drains, health. The numbers 
 that kube-proxy's own tests, its documentation and its issue tracker state; a gap in the numbers is a behaviour that
 was withdrawn from the list. `tests/conformance/` holds at least one test for each, named by its number.
 
-This file is generated: `make conformance`. A *packet* test sends packets through the kernel of the lab's machine;
+This file is generated: `make lab-test ARGS=tests/conformance`, then `python -m tests.conformance`. A *packet* test sends packets through the kernel of the lab's machine;
 a *pure* one asks the modules that decide. The last column says what kube-proxy's IPVS mode does where it
 differs: the reference is what its documentation specifies, not what that mode does.
 """
