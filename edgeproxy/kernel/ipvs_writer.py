@@ -21,6 +21,8 @@ import errno
 import time
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from edgeproxy.kernel.ipvs_operations import (
     AddVirtual,
     EditVirtual,
@@ -45,14 +47,11 @@ _EDITS_IN_A_BATCH = 4
 _ROUNDS = 3
 
 
-class Order:
+class Order(msgspec.Struct, frozen=True, gc=False):
     """What is to be done, and what it is done for: the operation the caller gave."""
 
-    __slots__ = ("given", "operation")
-
-    def __init__(self, operation: Operation, given: Operation) -> None:
-        self.operation = operation
-        self.given = given
+    operation: Operation
+    given: Operation
 
 
 class Writer:
