@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 LAB := $(PYTHON) -m tests.lab
 ARGS ?= tests/kernel
 
-.PHONY: help ready demo test check unit native etcd kernel systemd bench wheel lab lab-test lab-shell clean
+.PHONY: help ready demo test check unit native etcd kernel conformance systemd bench wheel lab lab-test lab-shell clean
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -15,7 +15,7 @@ ready:          ## install what is needed: Debian packages and .venv
 demo: ready     ## the main job in one screenful: records in etcd, packets through IPVS and node ports
 	@$(LAB) run -- python -m tests.lab.demo
 
-test: ready     ## everything below: check, unit, native, etcd, kernel, systemd
+test: ready     ## everything below: check, unit, native, etcd; kernel beside conformance; systemd
 	@scripts/test
 
 check: ready    ## ruff and mypy
@@ -32,6 +32,9 @@ etcd: ready     ## the client against real etcd servers and their faults
 
 kernel: ready   ## packets through IPVS: in the lab's machine, or natively where the kernel has ip_vs
 	@scripts/test kernel
+
+conformance: ready ## kube-proxy's behaviours by number; results for docs/conformance.md
+	@scripts/test conformance
 
 systemd: ready  ## the installed wheel under systemd in the lab, through a reboot
 	@scripts/test systemd
