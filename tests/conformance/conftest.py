@@ -15,6 +15,8 @@ from tests.lab.image import ROOT
 from tests.lab.kernel import has_ip_vs
 
 RESULTS = pytest.StashKey[list[tuple[str, Result]]]()
+PARTIAL = pytest.StashKey[bool]()
+"""Whether single tests were chosen: such a run says nothing about the rest of their files."""
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +38,11 @@ def fleet(running_fleet: Fleet) -> Iterator[Fleet]:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARK}(behaviour): a behaviour of the catalogue that the test shows")
     config.stash[RESULTS] = []
+    config.stash[PARTIAL] = any("::" in argument for argument in config.args)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    items[0].config.stash[PARTIAL] = True
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,7 +60,9 @@ def pytest_runtest_makereport(
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """One file of results for each file of tests, so that files may be run one by one."""
+    """One file of results for each file of tests, so that files may be run one by one, but whole."""
+    if session.config.stash[PARTIAL] or session.shouldstop or session.shouldfail:
+        return
     directory = Path(os.environ.get("LAB_RESULTS", ROOT / ".cache" / "results"))
     modules: dict[str, list[Result]] = {}
     for module, result in session.config.stash[RESULTS]:
