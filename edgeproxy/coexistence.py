@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from edgeproxy.books import ElementKey
 from edgeproxy.kernel import firewall, iptables, sockets
-from edgeproxy.kernel.firewall import ClosedChain, Hook
+from edgeproxy.kernel.firewall import ClosedChain
 from edgeproxy.kernel.iptables import IptablesError
 from edgeproxy.kernel.netlink import NetlinkError
 from edgeproxy.model import Element, Finding, Protocol, Reason, SetName
@@ -65,9 +65,7 @@ class Coexistence:
         return found
 
     def _consents(self, chain: ClosedChain) -> bool:
-        """Whether our accept rules are in that very chain. Our output needs none: its packets are the host's."""
-        if chain.hook is Hook.OUTPUT:
-            return False
+        """Whether our accept rules are in that very chain."""
         mine = chain.family in IPTABLES_FAMILIES and chain.table == "filter" and chain.name in iptables.CHAINS
         return self._accepting and mine
 

@@ -6,6 +6,7 @@ starts on an intact frame writes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from pathlib import Path
@@ -35,11 +36,9 @@ class FrameKeeper:
         self._nft = nft
         self._path = directory / NAME
         self._note: _Note | None = None
-        try:
+        # Without a note that can be read the frame is loaded once more.
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
             self._note = msgspec.json.decode(self._path.read_bytes(), type=_Note)
-        except (OSError, msgspec.MsgspecError):
-            # As if there were none: the frame is loaded.
-            pass
 
     def ensure(self, frame: Frame) -> bool:
         """Load the frame unless the kernel holds exactly it; true if it was loaded.

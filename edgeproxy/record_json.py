@@ -7,6 +7,7 @@ its path; what is wrong is left out, and the rest can still be judged by its mea
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping
 from typing import TypeVar, cast
@@ -174,10 +175,8 @@ def unusable(value: bytes, example: str) -> str:
 def _walk(value: bytes, wire: type[Wire], example: str) -> tuple[Wire | None, list[Problem]]:
     found: object = None
     if len(value) <= MAX_VALUE:
-        try:
+        with contextlib.suppress(*_FAILURES):
             found = msgspec.json.decode(value)
-        except _FAILURES:
-            pass
     if not isinstance(found, dict):
         return None, [Problem("", unusable(value, example))]
     problems: list[Problem] = []
@@ -267,7 +266,7 @@ def _quoted(kinds: tuple[inspect.Type, ...], value: object) -> str:
 
 
 _ELSEWHERE = {
-    **{name: "ports[]" for name in ("port", "protocol", "targetPort", "nodePort", "name")},
+    **dict.fromkeys(("port", "protocol", "targetPort", "nodePort", "name"), "ports[]"),
     "timeoutSeconds": "sessionAffinityConfig.clientIP",
     "clientIP": "sessionAffinityConfig",
     "forZones": "hints",

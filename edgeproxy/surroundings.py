@@ -147,9 +147,9 @@ def _refusals(
     for section, listen in (("health", settings.health.listen), ("metrics", settings.metrics.listen)):
         if listen is not None:
             ports[listen.port] = f"[{section}] listen"
-    addresses = {member: "an etcd endpoint" for member in etcd}
+    addresses = dict.fromkeys(etcd, "an etcd endpoint")
     addresses |= {route.gateway: "a gateway of this host" for route in facts.routes if route.gateway}
-    addresses |= {server: "a name server of this host" for server in facts.name_servers}
+    addresses |= dict.fromkeys(facts.name_servers, "a name server of this host")
     return Refusals(ports, addresses)
 
 

@@ -85,7 +85,7 @@ class Store:
                 self._note(error)
                 await asyncio.sleep(self._following.backoff.failed(error))
 
-    async def value_before(self, key: bytes, revision: int) -> KeyValue | None | Compacted:
+    async def value_before(self, key: bytes, revision: int) -> KeyValue | Compacted | None:
         """The key as it was just before `revision`; None if it did not exist then.
 
         To read a bad record back, call again with the result's `mod_revision`. Raises

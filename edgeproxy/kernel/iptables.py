@@ -3,9 +3,9 @@
 Only with `[proxy] accept_in = "iptables"`. Each rule carries the comment `edgeproxy`, which is how
 they are found again: ours are added at the top, checked at every audit and removed by `cleanup`.
 
-Packets that open a flow we serve carry the mark bit (`ruleset`), and are accepted in INPUT, where
-they arrive before IPVS takes them. All that follows, replies through FORWARD included, belongs to
-an established flow.
+Packets that open a flow we serve carry the mark bit (`ruleset`). They are accepted in INPUT, where they
+arrive before IPVS takes them, and in OUTPUT, where IPVS sends them on. All that follows, replies
+through FORWARD included, belongs to an established flow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 COMMENT = ("-m", "comment", "--comment", "edgeproxy")
 COMMANDS = ("iptables", "ip6tables")
-CHAINS = ("INPUT", "FORWARD")
+CHAINS = ("INPUT", "FORWARD", "OUTPUT")
 SECONDS = 30.0
 
 
@@ -26,7 +26,8 @@ class IptablesError(Exception):
 def rules(mark_bit: int) -> Iterator[tuple[str, ...]]:
     """The rules, `CHAIN match ... -j ACCEPT`, in the order they are added."""
     mark = f"{1 << mark_bit:#x}"
-    yield ("INPUT", "-m", "mark", "--mark", f"{mark}/{mark}", *COMMENT, "-j", "ACCEPT")
+    for chain in ("INPUT", "OUTPUT"):
+        yield (chain, "-m", "mark", "--mark", f"{mark}/{mark}", *COMMENT, "-j", "ACCEPT")
     for chain in CHAINS:
         yield (chain, "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", *COMMENT, "-j", "ACCEPT")
 

@@ -33,7 +33,7 @@ from edgeproxy.kernel.ipvs_entries import (
     Timeouts,
     VirtualServerEntry,
 )
-from edgeproxy.kernel.ipvs_entries import VirtualServerState as VirtualServerState  # noqa: PLC0414 - one import place for readers
+from edgeproxy.kernel.ipvs_entries import VirtualServerState as VirtualServerState
 from edgeproxy.kernel.netlink import Attributes, MalformedError
 from edgeproxy.model import Frontend, RealServer
 

@@ -193,7 +193,7 @@ _SET_DEST = codec.request(Command.SET_DEST)
 _DEL_DEST = codec.request(Command.DEL_DEST)
 
 
-def follow_up(operation: Operation, number: int, said: str = "") -> Operation | None | Failure:
+def follow_up(operation: Operation, number: int, said: str = "") -> Operation | Failure | None:
     """What an error number means for an operation: done all the same (None), do this instead, or failed.
 
     said: the kernel's own sentence, if any.

@@ -113,6 +113,19 @@ def test_kp_166_an_unknown_scheduler() -> None:
     assert all("nosuch" in finding.message for finding in found)
 
 
+@kp("KP-168", "With no service there are tables, chains and sets, and no virtual server")
+def test_kp_168_an_empty_state() -> None:
+    site = Site()
+    site.reconciler.load([], 1)
+    site.sync()
+    for part in ("nat_prerouting", "nat_output", "nat_postrouting", "guard"):
+        assert f"add chain inet edgeproxy {part} " in site.kernel.script
+    assert site.kernel.sets is not None
+    assert not any(site.kernel.sets.values())
+    assert site.kernel.routes
+    assert not site.kernel.servers
+
+
 @kp("KP-169", "1,500 services with external addresses are made without reading the host's addresses")
 def test_kp_169_the_hosts_addresses_are_not_read_per_service(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[object] = []

@@ -148,7 +148,7 @@ def test_restart_writes_nothing(
     net: Topology, etcd: Etcd, daemon: Daemon, records: dict[str, str], open_connections: list[Conversation]
 ) -> None:
     etcd.write({key: None for key in records if not key.startswith("/services/web")})
-    daemon.put({key: None for key in etcd_churned(records)})
+    daemon.put(dict.fromkeys(etcd_churned(records)))
     before, rules = picture_of(daemon.host), generation(daemon)
     assert daemon.terminate() == 0
     for machine in (net.client, net.hosts[0]):

@@ -73,7 +73,7 @@ def remove(daemon: Daemon, name: str) -> None:
 
 
 @pytest.mark.usefixtures("web")
-@pytest.mark.parametrize("address,port", [(VIP, 8000), ("10.1.0.11", 36200)])
+@pytest.mark.parametrize(("address", "port"), [(VIP, 8000), ("10.1.0.11", 36200)])
 def test_it_keeps_its_connection_and_goes_when_idle(
     net: Topology, daemon: Daemon, address: str, port: int
 ) -> None:

@@ -31,7 +31,7 @@ def echoes(net: Topology) -> Iterator[EchoServers]:
 
 
 @pytest.mark.usefixtures("echoes")
-@pytest.mark.parametrize("ask,port", [(ask_tcp, 80), (ask_udp, 53), (ask_sctp, 99)])
+@pytest.mark.parametrize(("ask", "port"), [(ask_tcp, 80), (ask_udp, 53), (ask_sctp, 99)])
 @pytest.mark.parametrize("family", ["address4", "address6"])
 def test_client_reaches_every_backend(net: Topology, ask: Ask, port: int, family: str) -> None:
     for backend in net.backends:
@@ -98,5 +98,5 @@ def test_store_is_reached_by_the_proxy_hosts_only(net: Topology) -> None:
 
 
 def test_until_names_what_it_waited_for() -> None:
-    with pytest.raises(TooLate, match="pigs fly.*last seen: False"):
+    with pytest.raises(TooLate, match=r"pigs fly.*last seen: False"):
         until(lambda: False, 0.05, "pigs fly")

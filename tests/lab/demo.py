@@ -85,8 +85,16 @@ class Demo:
     def walk_through(self) -> None:
         """The example script as it is, on the host."""
         script = self.host.run(
-            ["env", f"ETCDCTL_ENDPOINTS={self.etcd.endpoint}", "sh", "-c", 'exec sh "$@" 2>&1', "sh"]
-            + [str(WALK_THROUGH), self.host.address4]
+            [
+                "env",
+                f"ETCDCTL_ENDPOINTS={self.etcd.endpoint}",
+                "sh",
+                "-c",
+                'exec sh "$@" 2>&1',
+                "sh",
+                str(WALK_THROUGH),
+                self.host.address4,
+            ]
         )
         answers = []
         for line in script.stdout.splitlines():

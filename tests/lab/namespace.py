@@ -86,7 +86,7 @@ class Host:
             try:
                 with self.inside():
                     value = function(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - it is handed on, whatever it is
+            except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(value)

@@ -191,7 +191,7 @@ def test_the_password_is_read_from_its_file_without_the_line_end(tmp_path: Path)
 
     assert (etcd.username, etcd.password, etcd.prefix) == ("edge", " hunter2 ", b"/x/")
     secret.write_text("\n")
-    with pytest.raises(ConfigurationError, match="password_file: .* is empty"):
+    with pytest.raises(ConfigurationError, match=r"password_file: .* is empty"):
         etcd_settings(settings)
 
 
