@@ -84,7 +84,7 @@ class Bad(msgspec.Struct, frozen=True):
     held: bool = False
 
 
-class State(msgspec.Struct, frozen=True):
+class State(msgspec.Struct, frozen=True, gc=False):
     """What is known of one key: the version in force, and the newest one if that is bad."""
 
     in_force: Version | None = None
@@ -152,6 +152,8 @@ def findings(key: str, state: State) -> tuple[Finding, ...]:
     """What an operator should know about a key in this state."""
     bad = state.bad
     if bad is None:
+        if not state.warnings:
+            return ()
         return tuple(
             Finding(key, state.floor, problem.path, problem.reason, problem.message)
             for problem in state.warnings
