@@ -21,9 +21,10 @@ policies, node ports, external addresses, affinity, drains, health. The numbers 
 that kube-proxy's own tests, its documentation and its issue tracker state; a gap in the numbers is a behaviour that
 was withdrawn from the list. `tests/conformance/` holds at least one test for each, named by its number.
 
-This file is generated: `make lab-test ARGS=tests/conformance`, then `python -m tests.conformance`. A *packet* test sends packets through the kernel of the lab's machine;
-a *pure* one asks the modules that decide. The last column says what kube-proxy's IPVS mode does where it
-differs: the reference is what its documentation specifies, not what that mode does.
+This file is generated, by `make lab-test ARGS=tests/conformance` and `python -m tests.conformance` after it. A
+*packets* test sends packets through the kernel of the lab's machine; a *pure* one runs the engine on a kernel in
+memory. The last column says what kube-proxy's IPVS mode does where it differs: the reference is what its
+documentation specifies, not what that mode does.
 """
 
 
@@ -80,7 +81,9 @@ def failures(shown: Sequence[Shown], outcomes: Mapping[tuple[str, str], Sequence
 def render(shown: Sequence[Shown], outcomes: Mapping[tuple[str, str], Sequence[Result]]) -> str:
     """The document."""
     tested = {each.behaviour.number for each in shown}
-    figures = f"{len(ALL)} behaviours: {len(tested)} tested, {len(INAPPLICABLE)} not applicable.\n"
+    passed = tested - {each.behaviour.number for each in shown if _state(each, outcomes) != PASSED}
+    figures = f"{len(ALL)} behaviours: {len(passed)} passed, {len(INAPPLICABLE)} not applicable"
+    figures += f", {len(tested - passed)} not passed.\n" if tested - passed else ".\n"
     parts = [INTRODUCTION, figures]
     for section in SECTIONS:
         parts.append(f"## {section.title}\n")
