@@ -14,17 +14,11 @@ def test_every_number_is_tested_or_explained() -> None:
     assert report.gaps(report.tests()) == []
 
 
-def test_every_test_is_named_by_its_number() -> None:
-    misnamed = [
-        each.test
-        for each in report.tests()
-        if not any(
-            each.test.startswith(f"test_kp_{other.behaviour.number[3:]}")
-            for other in report.tests()
-            if other.test == each.test
-        )
-    ]
-    assert misnamed == []
+def test_every_test_is_named_by_one_of_its_numbers() -> None:
+    numbers: dict[str, set[str]] = {}
+    for each in report.tests():
+        numbers.setdefault(each.test, set()).add(f"test_kp_{each.behaviour.number[3:]}")
+    assert [test for test, named in numbers.items() if not test.startswith(tuple(named))] == []
 
 
 def test_gaps_names_what_is_missing_foreign_or_contradictory() -> None:
@@ -45,4 +39,4 @@ def test_a_result_counts_for_the_test_and_behaviour_it_belongs_to() -> None:
     assert report.failures([ONE], {key: [passed]}) == []
     assert report.failures([ONE], {key: [passed, failed]}) == ["KP-001: test_one.test_kp_001_a: failed"]
     assert report.failures([ONE], {key: [former]}) == ["KP-001: test_one.test_kp_001_a: not run"]
-    assert "| KP-001 | a \\| b | passed (packets) | |" in report.render([ONE], {key: [passed]})
+    assert "| KP-001 | a \\| b | passed (packets) |  |" in report.render([ONE], {key: [passed]})
