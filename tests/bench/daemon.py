@@ -19,6 +19,7 @@ from tests.bench.load import (
 )
 from tests.bench.peers import TRANSACTION, write_records
 from tests.bench.processes import cpu_seconds, resident_mib
+from tests.bench.putter import Putter
 from tests.lab.daemon import Daemon
 from tests.lab.etcd import Etcd
 from tests.lab.topology import Topology
@@ -58,13 +59,13 @@ class ImaginaryDaemon(Daemon):
 
 
 @contextlib.contextmanager
-def running(load: Load, **proxy: object) -> Iterator[tuple[ImaginaryDaemon, Etcd]]:
+def running(load: Load, **proxy: object) -> Iterator[tuple[ImaginaryDaemon, Etcd, Putter]]:
     """A ready daemon on a store of its own that holds the records; `proxy`: settings of that section."""
     settings = {"proxy": {"service_cidrs": [SERVICE_CIDR], **proxy}}
     with Topology(hosts=1, backends=0) as net, Etcd(net.store) as etcd:
         write_records(etcd, load)
         with ImaginaryDaemon(net.hosts[0], etcd, settings) as daemon:
-            yield daemon, etcd
+            yield daemon, etcd, Putter(etcd)
 
 
 def run(small: Load, large: Load, changes: int, burst: int, idle: float, book: Book) -> None:
@@ -72,28 +73,28 @@ def run(small: Load, large: Load, changes: int, burst: int, idle: float, book: B
     with running(small) as few, running(large) as many:
         samples: dict[Load, list[float]] = {small: [], large: []}
         for turn in range(TURNS):
-            for load, (daemon, etcd) in ((small, few), (large, many)):
+            for load, (daemon, _, putter) in ((small, few), (large, many)):
                 numbers = range(turn * changes, (turn + 1) * changes)
-                samples[load] += [_change(daemon, etcd, load, k, TURNS * changes) for k in numbers]
+                samples[load] += [_change(daemon, putter, load, k, TURNS * changes) for k in numbers]
         for load, found in samples.items():
             book.add("put to kernel, one endpoint", NAME, load, "s", found)
     for load in (small, large):
-        with running(load) as (daemon, etcd):
+        with running(load) as (daemon, etcd, _):
             book.add("start to ready: CPU", NAME, load, "s", [cpu_seconds(daemon.pid)])
             _burst(daemon, etcd, load, burst, book)
             _idle(daemon, load, idle, book)
-        with running(load, resync="1s") as (daemon, etcd):
-            found = [_change(daemon, etcd, load, k, changes) for k in range(changes)]
+        with running(load, resync="1s") as (daemon, _, putter):
+            found = [_change(daemon, putter, load, k, changes) for k in range(changes)]
             book.add("put to kernel, audit every second", NAME, load, "s", found)
 
 
-def _change(daemon: ImaginaryDaemon, etcd: Etcd, load: Load, number: int, count: int) -> float:
+def _change(daemon: ImaginaryDaemon, putter: Putter, load: Load, number: int, count: int) -> float:
     """Seconds from the put to the moment the changes are about to enter the kernel."""
     time.sleep(_PAUSE)
     size = daemon.told.stat().st_size
     key = endpoint_key(load.services * number // count, f"spare-{number}")
     began = time.monotonic()
-    etcd.put(key, endpoint_record(spare(number)))
+    putter.put(key, endpoint_record(spare(number)))
     until(lambda: daemon.told.stat().st_size > size, CAP, "the change is in the imaginary kernel", _REST)
     with daemon.told.open() as told:
         told.seek(size)

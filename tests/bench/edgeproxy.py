@@ -58,7 +58,7 @@ def _pid(peer: Edgeproxy) -> int:
 def _changes(
     peer: Edgeproxy, probe: Probe, load: Load, services: list[int]
 ) -> Iterator[tuple[str, list[float]]]:
-    etcd = peer.etcd
+    etcd, putter = peer.etcd, peer.putter
 
     def timed(write: Callable[[], object], wait: Callable[[], None]) -> float:
         began = time.perf_counter()
@@ -71,14 +71,14 @@ def _changes(
     def weigh(k: int) -> float:
         key, address = endpoint_key(services[k], f"spare-{spare(k)}"), spare(k)
         return timed(
-            lambda: etcd.put(key, endpoint_record(address, 5)),
+            lambda: putter.put(key, endpoint_record(address, 5)),
             lambda: probe.wait_weight(frontend(services[k]), address, 5, CAP),
         )
 
     def remove(k: int) -> float:
         key, address = endpoint_key(services[k], f"spare-{spare(k)}"), spare(k)
         return timed(
-            lambda: etcd.delete(key),
+            lambda: putter.delete(key),
             lambda: probe.wait_weight(frontend(services[k]), address, None, CAP),
         )
 
@@ -107,7 +107,7 @@ def _changes(
     def add_node_port(k: int) -> float:
         record = service_record(services[k], _FIRST_NODE_PORT + k)
         return timed(
-            lambda: etcd.put(service_key(services[k]), record),
+            lambda: putter.put(service_key(services[k]), record),
             lambda: probe.wait_server(node_port_frontend(_FIRST_NODE_PORT + k), load.endpoints, CAP),
         )
 

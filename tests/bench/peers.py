@@ -27,6 +27,7 @@ from tests.bench.load import (
     vip,
 )
 from tests.bench.processes import wait_quiet
+from tests.bench.putter import Putter
 from tests.lab.daemon import Daemon
 from tests.lab.etcd import Etcd
 from tests.lab.namespace import Host
@@ -142,6 +143,7 @@ class Edgeproxy:
         settings = {"proxy": {"service_cidrs": [SERVICE_CIDR], "node_port_range": "20000-36999"}}
         self.etcd = etcd
         self.daemon = Daemon(host, etcd, settings)
+        self.putter = Putter(etcd)
 
     def prepare(self, load: Load) -> None:
         write_records(self.etcd, load)
@@ -151,12 +153,13 @@ class Edgeproxy:
 
     def adding(self, service: int, address: str) -> Action:
         key, record = endpoint_key(service, f"spare-{address}"), endpoint_record(address)
-        return lambda: self.etcd.put(key, record)
+        return lambda: self.putter.put(key, record)
 
     def settle(self) -> None:
         self.daemon.settled()
 
     def stop(self) -> None:
+        self.putter.close()
         self.daemon.close()
 
 
