@@ -87,6 +87,11 @@ _WANTED = (
 )
 
 
+LARGE = 4000
+"""Services from which on the aims hold; below, the ratios are told for comparison."""
+_AT_EVERY_SIZE = frozenset({"cold / restart, engine", "cold / restart, daemon"})
+
+
 def ratios(figures: Sequence[Figure]) -> Iterator[Ratio]:
     """All that these figures allow; medians where there are many samples."""
     yield from _flatness(figures)
@@ -94,7 +99,8 @@ def ratios(figures: Sequence[Figure]) -> Iterator[Ratio]:
         for what, (case, peer), (other_case, other), wanted in _WANTED:
             above, below = find(figures, case, peer, size), find(figures, other_case, other, size)
             if above and below and below.p50:
-                yield Ratio(what, size, above.p50, below.p50, wanted, at_least=above.capped)
+                aim = wanted if what in _AT_EVERY_SIZE or _services(size) >= LARGE else 0.0
+                yield Ratio(what, size, above.p50, below.p50, aim, at_least=above.capped)
 
 
 def _flatness(figures: Sequence[Figure]) -> Iterator[Ratio]:
@@ -111,6 +117,10 @@ def lines(figures: Sequence[Figure]) -> Iterator[str]:
     """For people."""
     yield "\nRatios (medians; larger is better for edgeproxy):"
     yield from map(str, ratios(figures))
+
+
+def _services(size: str) -> int:
+    return int(size.partition(" x ")[0] or 0)
 
 
 def _sizes(figures: Iterable[Figure]) -> list[str]:
