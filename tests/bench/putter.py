@@ -27,8 +27,8 @@ class Putter:
         assert etcd.host is not None
         argv = [sys.executable, "-m", "tests.bench.putter", f"{etcd.address}:{etcd.port}"]
         self._process = etcd.host.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        # Outside the prefix: connects.
-        self.put("/bench", {})
+        # Connects; to delete what is not there makes no revision.
+        self.delete("/nothing")
 
     def put(self, key: str, record: Mapping[str, object]) -> None:
         """Put a record."""
