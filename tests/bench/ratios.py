@@ -72,6 +72,12 @@ _WANTED = (
         100.0,
     ),
     (
+        "keepalived reload / the daemon's share of a change",
+        ("one endpoint added", "keepalived"),
+        ("one endpoint re-weighted: within the daemon", "edgeproxy"),
+        0.0,
+    ),
+    (
         "ipvsadm -a / one endpoint put",
         ("one endpoint added", "ipvsadm"),
         ("one endpoint added", "edgeproxy"),
@@ -99,7 +105,7 @@ def ratios(figures: Sequence[Figure]) -> Iterator[Ratio]:
         for what, (case, peer), (other_case, other), wanted in _WANTED:
             above, below = find(figures, case, peer, size), find(figures, other_case, other, size)
             if above and below and below.p50:
-                aim = wanted if what in _AT_EVERY_SIZE or _services(size) >= LARGE else 0.0
+                aim = wanted if what in _AT_EVERY_SIZE or services_of(size) >= LARGE else 0.0
                 yield Ratio(what, size, above.p50, below.p50, aim, at_least=above.capped)
 
 
@@ -119,9 +125,10 @@ def lines(figures: Sequence[Figure]) -> Iterator[str]:
     yield from map(str, ratios(figures))
 
 
-def _services(size: str) -> int:
+def services_of(size: str) -> int:
+    """The services of a figure's size, 0 where it has none."""
     return int(size.partition(" x ")[0] or 0)
 
 
 def _sizes(figures: Iterable[Figure]) -> list[str]:
-    return list(dict.fromkeys(figure.size for figure in figures))
+    return sorted({figure.size for figure in figures}, key=services_of)

@@ -11,7 +11,7 @@ from tests.bench.figures import Figure, Run, read
 from tests.bench.load import Load
 from tests.bench.native import profile
 from tests.bench.plot import Plot, svg
-from tests.bench.ratios import ratios
+from tests.bench.ratios import ratios, services_of
 
 PROFILED = Load(4000, 10)
 _BEGIN, _END = "<!-- profile: written by make bench -->", "<!-- end of profile -->"
@@ -98,7 +98,7 @@ def _run_text(run: Run) -> Iterator[str]:
 
 def _tables(figures: Sequence[Figure]) -> Iterator[str]:
     """A row for each case and peer, a column for each size."""
-    sizes = list(dict.fromkeys(figure.size for figure in figures))
+    sizes = sorted({figure.size for figure in figures}, key=services_of)
     yield f"| case | who | {' | '.join(sizes)} |"
     yield f"|---|---|{'---:|' * len(sizes)}"
     for case, peer in dict.fromkeys((figure.case, figure.peer) for figure in figures):
