@@ -206,13 +206,21 @@ class Section:
             self._wrong(key, value, str(error))
             return default
 
-    def take_list(self, key: str, default: tuple[T, ...], read: Callable[[object], T]) -> tuple[T, ...]:
-        """The items of a list, duplicates left out."""
+    def take_list(
+        self, key: str, default: tuple[T, ...], read: Callable[[object], T], *, alone: str = ""
+    ) -> tuple[T, ...]:
+        """The items of a list, duplicates left out. alone: a word that may stand for a list of itself."""
         if key not in self.table:
             return default
         found = self.table.pop(key)
+        if alone and found == alone:
+            found = [found]
         if not isinstance(found, list):
-            self._wrong(key, found, "a list in square brackets")
+            self._wrong(
+                key,
+                found,
+                f'"{alone}" or a list in square brackets' if alone else "a list in square brackets",
+            )
             return default
         items: dict[T, None] = {}
         for index, value in enumerate(found):
@@ -258,7 +266,7 @@ def _node(section: Section) -> Node:
 
 def _proxy(section: Section) -> Proxy:
     default = Proxy()
-    node_ports = section.take_list("node_port_addresses", (), values.network_or_primary)
+    node_ports = section.take_list("node_port_addresses", (), values.network_or_primary, alone="primary")
     return Proxy(
         service_cidrs=section.take_list("service_cidrs", default.service_cidrs, values.network),
         node_port_addresses=NodePortAddresses(

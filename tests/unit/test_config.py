@@ -111,6 +111,11 @@ def test_every_key_can_be_set() -> None:
     assert every_key - set(changed(Settings(), settings)) == {"ipvs.tcp_fin_timeout", "ipvs.udp_timeout"}
 
 
+def test_primary_may_stand_alone() -> None:
+    settings = parse('[proxy]\nnode_port_addresses = "primary"', "edgeproxy.toml")
+    assert settings.proxy.node_port_addresses == NodePortAddresses((), primary=True)
+
+
 @pytest.mark.parametrize("bad", BAD_CONFIGURATIONS, ids=lambda bad: bad.name)
 def test_a_bad_configuration_is_refused_with_a_precise_message(bad: Bad) -> None:
     with pytest.raises(ConfigurationError) as caught:
