@@ -42,6 +42,8 @@ from edgeproxy.kernel.notices import port_id
 from edgeproxy.model import Element, SetName
 
 _FAMILIES = (Family.INET, Family.ARP)
+PATIENCE = 30.0
+"""Seconds an `nft` child may take; shorter than the unit's WatchdogSec, for the daemon waits for it."""
 _ATTEMPTS = 5
 _T = TypeVar("_T")
 _NO_TIMEOUTS: Mapping[Element, float] = {}
@@ -121,7 +123,7 @@ class Nft(NetlinkUser):
         """
         return tuple(family for family in _FAMILIES if self._table(family) is not None)
 
-    def load(self, script: str, seconds: float = 60.0) -> None:
+    def load(self, script: str, seconds: float = PATIENCE) -> None:
         """Run a script through `nft -f -`: one transaction, all or nothing.
 
         Raises:
@@ -134,7 +136,7 @@ class Nft(NetlinkUser):
         if self._seen == before and after == _next(before):
             self._seen = after
 
-    def check(self, script: str, seconds: float = 60.0) -> None:
+    def check(self, script: str, seconds: float = PATIENCE) -> None:
         """Like :meth:`load`, but changes nothing."""
         self._run(script, seconds, "-c")
 
