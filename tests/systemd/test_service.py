@@ -179,7 +179,7 @@ def test_it_starts_without_etcd_and_waits_for_it(host: ProxyHost) -> None:
 
 def test_after_a_reboot_the_service_answers_again_without_help(host: ProxyHost) -> None:
     host.vm.reboot()
-    until(host.is_active, 2 * SECONDS, "edgeproxy is active after the reboot", 0.5)
+    until(host.is_active, 5 * SECONDS, "edgeproxy is active after the reboot", 2)
     host.status_says("revision ")
     until(lambda: not host.unserved(), SECONDS, "both backends answer after the reboot", 0.5)
     assert host.code("/readyz") == 200
