@@ -50,8 +50,8 @@ _BOUNDS = """\
 
 - *Restart under a third of the cold time.* A restart writes nothing, but decodes and compiles every record as a cold start does, and reads the kernel back; and
   a cold start's writing is only a fifth to a quarter of it. The profile and the sums are in [performance.md](performance.md).
-- *One change 100 times faster than keepalived's reload.* In the emulated machine about two thirds of a change are etcd's (put, consensus, watch)
-  and the rest is interpreted Python, which emulation slows down about twice as much as a compiled peer. The same change natively, without the kernel's part, is in
+- *One change 100 times faster than keepalived's reload.* In the emulated machine about 60 % of a change are the acknowledged put to etcd
+  (*accepted* in the table), and the rest is interpreted Python, which emulation slows down about twice as much as a compiled peer. The same change natively, without the kernel's part, is in
   the table *Natively*: a few milliseconds, at any size.
 - *Kernel apply.* Of edgeproxy's own time in it, more than half is Python (encoding, books) under emulation; natively those parts take
   0.1 s for 4,000 x 10.
