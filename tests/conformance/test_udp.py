@@ -110,32 +110,25 @@ def test_kp_180_flows_to_an_endpoint_that_goes(fleet: Fleet, how: str) -> None:
     assert [sender.ask() for sender in (*leaving, *staying)] == ["b"] * len(FRONTENDS) * 2
 
 
-@kp("KP-184", "Established TCP connections and SCTP associations are never removed from connection tracking")
-def test_kp_184_tcp_and_sctp(fleet: Fleet) -> None:
+@kp("KP-184", "An established TCP connection to an endpoint that leaves stays in connection tracking")
+def test_kp_184_tcp(fleet: Fleet) -> None:
+    """SCTP is in test_flows.py: IPVS itself ends its associations with the real server."""
     address, host = fleet.cluster_ip(), fleet.hosts[0]
-    ports = [
-        {"name": "tcp", "port": 80},
-        {"name": "sctp", "port": 3868, "protocol": "SCTP"},
-    ]
-    fleet.put(service("mix", {"clusterIP": address, "ports": ports}, {"a": endpoint(fleet.backends[0])}))
-    tcp, sctp = converse(fleet.client, address, 80), converse(fleet.client, address, 3868, sctp=True)
-    assert isinstance(tcp, Conversation)
-    assert isinstance(sctp, Conversation)
-    with tcp, sctp:
-        assert isinstance(tcp.say(), Answer)
-        assert isinstance(sctp.say(), Answer)
-        before = {tracked(host, protocol, address) for protocol in (Protocol.TCP, Protocol.SCTP)}
-        assert 0 not in before
-        fleet.put({"/services/mix/endpoints/a": None})
-        assert {tracked(host, p, address) for p in (Protocol.TCP, Protocol.SCTP)} == before
-        assert isinstance(tcp.say("drains"), Answer)
+    spec = {"clusterIP": address, "ports": [{"port": 80}]}
+    fleet.put(service("web", spec, {"a": endpoint(fleet.backends[0])}))
+    conversation = converse(fleet.client, address, 80)
+    assert isinstance(conversation, Conversation)
+    with conversation:
+        assert isinstance(conversation.say(), Answer)
+        [before] = tracked(host, address)
+        fleet.put({"/services/web/endpoints/a": None})
+        assert tracked(host, address) == [before]
+        assert isinstance(conversation.say("drains"), Answer)
 
 
-def tracked(host: Host, protocol: Protocol, address: str) -> int:
-    """The id of the one flow to an address, 0 without."""
-    found = [f.id for f in flows(host, protocol) if text(f.original.destination) == address]
-    assert len(found) <= 1
-    return found[0] if found else 0
+def tracked(host: Host, address: str) -> list[int]:
+    """The ids of the TCP flows to an address."""
+    return [f.id for f in flows(host, Protocol.TCP) if text(f.original.destination) == address]
 
 
 @kp("KP-191", "A sender to a cluster IP goes on with another endpoint when its own is exchanged")
@@ -161,7 +154,9 @@ def test_kp_193_the_first_endpoint_comes(fleet: Fleet) -> None:
         Sender(host, host.address4, 36054),
         Sender(fleet.client, address, 53),
     ]
-    assert {sender.ask() for sender in senders} == {Failure.REFUSED}
+    # The kernel tells a process of the host that its packet was dropped (EPERM), a client by ICMP.
+    assert senders[-1].ask() is Failure.REFUSED
+    assert {sender.ask() for sender in senders} <= {Failure.REFUSED, Failure.UNREACHABLE}
     fleet.put({"/services/dns/endpoints/a": endpoint(fleet.backends[0])})
     for sender in senders:
         until(lambda sender=sender: sender.ask(1.0) == "a", 20, "the sender gets through")
