@@ -70,7 +70,10 @@ def test_same_commits_same_elements(real: Nft, commits: list[tuple[list[Element]
     real.commit([], sorted(dump(real), key=repr))
     fake = FakeNft(FakeKernel())
     fake.load(SCRIPT)
-    for adds, removes in commits:
+    for adds, wished in commits:
+        # Asked to delete a range that is not there, the kernel deletes one that holds its beginning
+        # (nft_pipapo_deactivate looks up the key alone). The engine deletes only what it knows is there.
+        removes = [element for element in wished if not element.until or element in dump(fake)]
         assert refused(fake, adds, removes) == refused(real, adds, removes), (adds, removes)
         assert dump(fake) == dump(real)
 
