@@ -102,7 +102,7 @@ class Churn:
         number = choose.randrange(12)
         if choose.random() < 0.4:
             ports = [{"port": choose.randint(80, 82), "nodePort": 30000 + number}]
-            service = {"clusterIPs": [f"10.96.1.{number}", f"fd00:96::1:{number}"], "ports": ports}
+            service = {"clusterIPs": [f"10.96.1.{number}", f"fd00:96::a{number:x}"], "ports": ports}
             return f"/services/s{number}", choose.choice([json.dumps(service), None])
         name = choose.randrange(6)
         # The service that stays gets backends that come and go, too, but no new connections meanwhile.
