@@ -34,8 +34,12 @@ class Coexistence:
     def look_at_rules(self, proxy: Proxy) -> None:
         """See which chains of others drop by default; add our accepts where that is configured."""
         self._trouble = ""
-        self._accepting = proxy.accept_in is AcceptIn.IPTABLES
+        before, self._accepting = self._accepting, proxy.accept_in is AcceptIn.IPTABLES
         try:
+            if before and not self._accepting:
+                log.info(
+                    "removed %d accept rules from iptables' filter table", iptables.remove(proxy.mark_bit)
+                )
             if self._accepting and (added := iptables.ensure(proxy.mark_bit)):
                 log.info("added %d accept rules to iptables' filter table", added)
         except IptablesError as error:
