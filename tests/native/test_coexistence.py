@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("netns")
 OTHERS = """
 table ip filter {
     chain FORWARD { type filter hook forward priority 0; policy drop; }
-    chain OUTPUT { type filter hook output priority 0; policy accept; ct state established accept; }
+    chain OUTPUT { type filter hook output priority 0; policy accept; }
 }
 table inet firewalld {
     chain filter_INPUT {
