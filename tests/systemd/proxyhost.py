@@ -32,6 +32,7 @@ MORE = 60
 # Emulated and on a busy machine; no condition should ever take this long.
 SECONDS = 120.0
 
+# The request is read first: socat gives up on an answer whose maker has gone without hearing the question.
 MACHINE_SCRIPT = """#!/bin/sh -e
 ip netns del "$1" 2>/dev/null || true
 ip netns add "$1"
@@ -42,7 +43,7 @@ ip -n "$1" addr add "10.1.$2.2/24" dev eth0
 ip -n "$1" link set lo up
 ip -n "$1" link set eth0 up
 ip -n "$1" route add default via "10.1.$2.1"
-exec ip netns exec "$1" socat TCP-LISTEN:80,fork,reuseaddr,backlog=64 SYSTEM:'echo HTTP/1.0 200 OK; echo; echo '"$1"
+exec ip netns exec "$1" socat TCP-LISTEN:80,fork,reuseaddr,backlog=64 SYSTEM:'read line; echo HTTP/1.0 200 OK; echo; echo '"$1"
 """
 MACHINE_UNIT = """[Service]
 ExecStart=/usr/local/sbin/machine {name} {number}
