@@ -31,9 +31,11 @@ from edgeproxy.ownership import OwnershipLog
 from edgeproxy.reconcile import Reconciler
 from edgeproxy.settings import Settings
 from edgeproxy.surroundings import survey
+from tests.lab.daemon import ipvs
 from tests.lab.namespace import Host, ip_batch
 
 PREFIX = "/services/"
+DETOURS = (SetName.DETOURS4, SetName.DETOURS6)
 _numbers = itertools.count()
 
 
@@ -179,18 +181,24 @@ def picture(wires: Wires) -> list[str]:
     return sorted(_with_names(line, _detours(elements)) for line in lines)
 
 
+def ipvsadm_picture(host: Host, wires: Wires) -> list[str]:
+    """IPVS as ipvsadm shows it; anchors of external addresses go by what they stand for."""
+    elements = [held.element for name in DETOURS for held in wires.nft.dump(name)]
+    return sorted(_with_names(line, _detours(elements)) for line in ipvs(host))
+
+
 def _detours(elements: list[Element]) -> dict[str, str]:
     return {
         text(element.data): f"detour-{text(element.key[0])}"  # type: ignore[arg-type]  # an address
         for element in elements
-        if element.set in (SetName.DETOURS4, SetName.DETOURS6)
+        if element.set in DETOURS
     }
 
 
 def _with_names(line: str, names: dict[str, str]) -> str:
     for address, name in names.items():
-        for before, after in ((f"/{address}:", f"/{name}:"), (f"/[{address}]:", f"/{name}:")):
-            line = line.replace(before, after)
+        for before in (f"/{address}:", f"/[{address}]:", f" {address}:", f" [{address}]:"):
+            line = line.replace(before, f"{before[0]}{name}:")
         line = " ".join(name if word == address else word for word in line.split(" "))
     return line
 
