@@ -154,8 +154,8 @@ class ProxyHost:
         return wrong
 
     def kernel(self) -> str:
-        """Everything three programs see of the data plane, with the handles nft gives to what is written."""
-        return self.sh("ipvsadm -Sn; nft -a list ruleset; ip route show table local; ip route")
+        """Everything three programs see of the data plane, with the handles nft gives to what is written, without counters."""
+        return self.sh("ipvsadm -Sn; nft -a -s list ruleset; ip route show table local; ip route")
 
     def operations(self) -> float:
         """How many operations on the kernel the running daemon has counted."""
