@@ -135,7 +135,9 @@ def _names(requirements: Iterable[str]) -> list[str]:
 def digest() -> str:
     """Names the image: what went in, in short."""
     total = hashlib.sha256()
-    inputs = [Path(__file__), *(path for path in sorted(GUEST.rglob("*")) if path.is_file())]
+    files = (path for path in sorted(GUEST.rglob("*")) if path.is_file())
+    # A compiled copy of the agent comes and goes with whoever imports it.
+    inputs = [Path(__file__), *(path for path in files if "__pycache__" not in path.parts)]
     for path in inputs:
         total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
     for package in python_packages():
