@@ -38,7 +38,7 @@ THEIRS = "table inet theirs { chain input { type filter hook input priority 5; c
 def net() -> Iterator[Topology]:
     with Topology(hosts=1, backends=2) as topology, EchoServers() as servers:
         for backend in topology.backends:
-            servers.listen(backend, tcp=[80])
+            servers.listen(backend, tcp=[80, 81])
         yield topology
 
 
@@ -135,7 +135,7 @@ IPVS = [
     "-D -t [fd00:96::10]:8000",
     "-d -t 10.96.0.10:8000 -r 10.1.1.2:80",
     "-e -t 10.96.0.10:8000 -r 10.1.1.2:80 -m -w 0",
-    "-e -t 10.96.0.10:8000 -r 10.1.1.2:80 -g",
+    "-e -t 10.96.0.10:8000 -r 10.1.1.2:80 -m -w 1 -x 100",
     "-a -t 10.96.0.10:8000 -r 10.1.2.99:80 -m -w 0",
     "-E -t 10.96.0.10:8000 -s rr -p 50",
     "-E -t 10.96.0.10:8000 -s wrr -o",
