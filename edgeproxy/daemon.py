@@ -26,7 +26,7 @@ from edgeproxy.kernel.netlink import NetlinkError
 from edgeproxy.listener import Listener, ServiceHealth, routes
 from edgeproxy.loop import Loop
 from edgeproxy.metrics import Metrics
-from edgeproxy.model import Finding, SetName
+from edgeproxy.model import Finding, Reason, SetName
 from edgeproxy.ownership import OwnershipLog, scope
 from edgeproxy.reconcile import Reconciler
 from edgeproxy.settings import SECTIONS, Settings, restart_needed
@@ -65,6 +65,7 @@ class Daemon:
         self._path = path
         self._wires = wires
         self._started = time.monotonic()
+        self._not_reloaded: tuple[Finding, ...] = ()
         directory = settings.state.dir
         self._health = Health(
             settings.proxy.resync,
@@ -174,7 +175,12 @@ class Daemon:
         except ConfigurationError as error:
             for problem in error.problems:
                 log.error("configuration not reloaded: %s: %s", error.source, problem)
+            self._not_reloaded = tuple(
+                Finding("", 0, problem.where, Reason.CONFIGURATION, f"not reloaded: {problem.message}")
+                for problem in error.problems
+            )
             return
+        self._not_reloaded = ()
         fixed = restart_needed(self._settings, new)
         for key in fixed:
             log.warning("%s has changed: it takes effect after a restart", key)
@@ -197,6 +203,7 @@ class Daemon:
                     *self._reconciler.findings(),
                     *self._service_health.findings,
                     *self._loop.findings(),
+                    *self._not_reloaded,
                     *(listener.finding for listener in listeners if listener.finding),
                 }
             )

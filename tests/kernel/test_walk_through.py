@@ -118,6 +118,22 @@ def test_no_endpoint_refuses(net: Topology, daemon: Daemon) -> None:
         assert ask_tcp(machine, net.hosts[0].address4, 36299) is Failure.REFUSED
 
 
+def test_a_file_that_cannot_be_reloaded_is_a_finding_and_changes_nothing(
+    net: Topology, daemon: Daemon
+) -> None:
+    daemon.put(WALK_THROUGH)
+    good = daemon.configuration.read_text()
+    daemon.configuration.write_text(good + 'schedular = "lc"\n')
+    daemon.reload()
+    messages = [f["message"] for f in daemon.status()["findings"] if f["reason"] == "Configuration"]
+    assert len(messages) == 1
+    assert "schedular" in messages[0] or "unknown key" in messages[0]
+    answers(ask_tcp, net.client, "10.96.0.10", 8000)
+    daemon.configuration.write_text(good)
+    daemon.reload()
+    assert not [f for f in daemon.status()["findings"] if f["reason"] == "Configuration"]
+
+
 def test_flat_network() -> None:
     """Clients, hosts and backends on one segment: an unmasqueraded reply would bypass the host."""
     with Topology(hosts=1, backends=2, kind=Kind.FLAT) as net, Etcd(net.store) as etcd:
