@@ -138,14 +138,14 @@ IPVS = [
     "-e -t 10.96.0.10:8000 -r 10.1.1.2:80 -m -w 1 -x 100",
     "-a -t 10.96.0.10:8000 -r 10.1.2.99:80 -m -w 0",
     "-E -t 10.96.0.10:8000 -s rr -p 50",
-    "-E -t 10.96.0.10:8000 -s wrr -o",
+    "-E -t 10.96.0.10:8000 -s sh -b sh-port",
     "-D -t 169.254.96.1:36200",
     "-a -f 77 -r 10.1.1.2:0 -m",
 ]
 
 
 def test_ipvs(daemon: Daemon, whole: list[str]) -> None:
-    """All changes at once, then each: an audit repairs whatever it finds."""
+    """An audit repairs whatever was done to ours, and leaves what was done to others."""
     host = daemon.host
     daemon.configure(AUDITED)
     daemon.reload()
