@@ -6,7 +6,6 @@ the kernel, so that a caller with other work to do can do it; a caller without r
 
 from __future__ import annotations
 
-import errno
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -165,7 +164,7 @@ class Executor:
         self._count([operation for operation in operations if id(operation) in failed], "failed")
         for operation in done:
             self._note_operation(operation)
-        self._leave_foreign_alone(operations)
+        self._note_foreign()
 
     def _count(self, operations: Sequence[Operation], result: str) -> None:
         for kind, count in Counter(map(type, operations)).items():
@@ -183,25 +182,11 @@ class Executor:
             case RemoveVirtual():
                 actual.remove_server(operation.frontend)
 
-    def _leave_foreign_alone(self, operations: Sequence[Operation]) -> None:
-        """Take back what a batch gave to a virtual server that turned out to be somebody else's."""
-        foreign = {
-            failure.operation.frontend
-            for failure in self.failures
-            if isinstance(failure.operation, AddVirtual) and failure.errno == errno.EEXIST
-        }
-        if not foreign:
-            return
+    def _note_foreign(self) -> None:
+        """Virtual servers that turned out to be somebody else's; the writer gave them nothing."""
+        foreign = {failure.operation.frontend for failure in self.failures if failure.foreign}
         self._actual.foreign.update(foreign)
         self._ownership.remove(foreign)
-        failed = {id(failure.operation) for failure in self.failures}
-        self._wires.ipvs.apply(
-            [
-                RemoveReal(op.frontend, op.real.address, op.real.port, "not our virtual server")
-                for op in operations
-                if isinstance(op, AddReal) and op.frontend in foreign and id(op) not in failed
-            ]
-        )
 
 
 def in_slices(
