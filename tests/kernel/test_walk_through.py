@@ -95,6 +95,9 @@ def test_every_way_in(net: Topology, daemon: Daemon, ask: Ask, family: int) -> N
             assert {answer.backend for answer in found} == {"a", "b"}
             # A client that is not a local workload, and every node port, is masqueraded.
             assert getattr(client, address) not in {answer.source for answer in found}
+            if machine is client:
+                # Never a port that a node port could be (kubernetes/kubernetes#139276).
+                assert all(1024 <= answer.source_port < 30000 for answer in found), found
 
 
 def test_other_ports_of_a_service_address_refuse_and_other_addresses_are_silent(

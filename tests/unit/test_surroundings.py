@@ -7,6 +7,7 @@ import pytest
 
 from edgeproxy.address import Network, parse, parse_network
 from edgeproxy.kernel.routes_codec import AddressFlag, HostAddress, Route, RouteType, Table
+from edgeproxy.kernel.ruleset import masquerade_ports
 from edgeproxy.model import Reason
 from edgeproxy.settings import (
     Etcd,
@@ -15,6 +16,7 @@ from edgeproxy.settings import (
     Metrics,
     Node,
     NodePortAddresses,
+    PortRange,
     Proxy,
     Settings,
 )
@@ -155,3 +157,13 @@ class TestRefusals:
             GATEWAY: "a gateway of this host",
             parse("9.9.9.9"): "a name server of this host",
         }
+
+
+@pytest.mark.parametrize(
+    ("node_ports", "ports"),
+    [((30000, 36999), (1024, 29999)), ((1024, 20000), (20001, 65535)), ((30000, 32767), (32768, 65535))],
+)
+def test_masqueraded_flows_never_leave_from_a_node_port(
+    node_ports: tuple[int, int], ports: tuple[int, int]
+) -> None:
+    assert masquerade_ports(PortRange(*node_ports)) == ports
