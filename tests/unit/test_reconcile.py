@@ -59,7 +59,8 @@ def service(number: int, variant: int) -> Record:
             for each in ranges
         ),
         {"clusterIP": f"172.30.0.{number}", "ports": [web], "scheduler": "mh"},
-        {"clusterIP": four, "ports": [web], "scheduler": "nosuch"},
+        # On an address of its own: a virtual server that is already there keeps its old scheduler.
+        {"clusterIP": f"10.96.9.{number}", "ports": [web], "scheduler": "nosuch"},
         {"type": "ExternalName", "externalName": "example.org"},
     ]
     return variants[variant]
