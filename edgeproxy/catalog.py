@@ -184,6 +184,19 @@ class Catalog:
             endpoints=tuple(sorted(group.endpoints.values(), key=attrgetter("key"))),
         )
 
+    def dated(self, finding: Finding) -> Finding:
+        """A finding about a version in force, with the mod revision that version has by now.
+
+        A record that is written again unchanged is no change, but it is a newer version.
+        """
+        key = parse_key(self._prefix, finding.key.encode())
+        if not isinstance(key, ServiceKey | EndpointKey):
+            return finding
+        in_force = self._state(finding.key, key).in_force
+        if in_force is None or in_force.mod_revision == finding.revision:
+            return finding
+        return msgspec.structs.replace(finding, revision=in_force.mod_revision)
+
     def lost(self, name: str) -> tuple[LostClaim, ...]:
         """What a service asks for that another one has."""
         return self._claims.lost(name)

@@ -361,9 +361,7 @@ class Reconciler:
             sorted(
                 {
                     *self.catalog.findings(),
-                    *compiled,
-                    *foreign,
-                    *self._refused.findings(),
+                    *map(self.catalog.dated, (*compiled, *foreign, *self._refused.findings())),
                     *self._ownership.findings(),
                     *self._routes.findings(),
                     *self._proxies.findings(),

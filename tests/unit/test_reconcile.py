@@ -218,6 +218,15 @@ class TestAnyOrder:
         other.sync()
         other.quiet()
         assert picture(other.kernel) == picture(site.kernel)
+        assert other.reconciler.findings() == site.reconciler.findings()
+
+    def test_a_finding_goes_by_the_present_version_of_an_unchanged_record(self) -> None:
+        outside: Record = {"clusterIP": "172.30.0.1", "ports": [{"port": 80}]}
+        site = settled_site({"web": outside, "web/endpoints/a": "10.96.0.7"})
+        site.put({"web": outside})
+        site.put({"web/endpoints/a": "10.96.0.7"})
+        revisions = {f.key: f.revision for f in site.reconciler.findings()}
+        assert revisions == {"/services/web": 3, "/services/web/endpoints/a": 4}
 
     @SOME
     @given(records=CHANGES)
