@@ -27,7 +27,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 
 class Cause(enum.StrEnum):
-    """Why a snapshot was listed; the label of the re-list metric.
+    """Why all records were listed; the label of the re-list metric.
 
     UNPROVEN: no key was left with which to prove that the history is still ours.
     """
@@ -48,10 +48,15 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """The changes of one or more complete revisions, oldest first; `revision` is the last one."""
+    """The changes of one or more complete revisions, oldest first; `revision` is the last one.
+
+    gap: versions of a key may be left out, as where only the last one is known. The mod revision of
+        a delete is then that of the batch.
+    """
 
     revision: int
     events: tuple[Event, ...]
+    gap: bool = False
 
 
 Change = Snapshot | Batch
@@ -76,4 +81,4 @@ def coalesce(batches: Iterable[Batch]) -> Batch:
             # Insertion order is the order of the result, so a newer event must move to the end.
             last.pop(event.key, None)
             last[event.key] = event
-    return Batch(revision=revision, events=tuple(last.values()))
+    return Batch(revision=revision, events=tuple(last.values()), gap=True)

@@ -27,11 +27,15 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """One page of a list; `more` tells whether keys follow."""
+    """One page of a list; `more` tells whether keys follow.
+
+    count: the keys from the start of this page to the end of the list, those that a filter leaves out included.
+    """
 
     header: Header
     records: list[KeyValue]
     more: bool
+    count: int
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -107,9 +111,10 @@ class Connection:
         records = _records(answer.kvs)
         return Reading(header=_header(answer.header), record=records[0] if records else None)
 
-    async def list_prefix(self, prefix: bytes, receive: Callable[[Page], None]) -> Header:
+    async def list_prefix(self, prefix: bytes, receive: Callable[[Page], None], since: int = 0) -> Header:
         """Every key below `prefix` at one revision, page by page into `receive`.
 
+        since: only keys that were last written at this revision or later.
         The revision is that of the first, linearizable page; its header is returned. Raises
         HistoryCompacted if the revision is compacted meanwhile: what was received is then void.
         """
@@ -117,7 +122,7 @@ class Connection:
         while True:
             revision = first.revision if first else 0
             try:
-                page = await self._page(start, prefix_end(prefix), revision, limit)
+                page = await self._page(start, prefix_end(prefix), revision, limit, since)
             except ReplyTooLarge:
                 if limit == 1:
                     raise
@@ -129,11 +134,13 @@ class Connection:
                 return first
             start = page.records[-1].key + b"\0"
 
-    async def _page(self, start: bytes, end: bytes, revision: int, limit: int) -> Page:
-        request = wire.RangeRequest(key=start, range_end=end, limit=limit, revision=revision)
+    async def _page(self, start: bytes, end: bytes, revision: int, limit: int, since: int) -> Page:
+        request = wire.RangeRequest(
+            key=start, range_end=end, limit=limit, revision=revision, min_mod_revision=since
+        )
         deadline = self._timing.page_deadline
         answer = await self._call("/etcdserverpb.KV/Range", request, wire.RangeResponse, deadline)
-        return Page(header=_header(answer.header), records=_records(answer.kvs), more=answer.more)
+        return Page(_header(answer.header), _records(answer.kvs), answer.more, answer.count)
 
     async def put(self, key: bytes, value: bytes, lease: int = 0) -> int:
         """Write one key; the revision it got."""

@@ -31,6 +31,11 @@ class Delivery:
             self._coalesce()
         self._filled.set()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to take."""
+        return bool(self._waiting)
+
     async def wait(self) -> None:
         """Return once something is waiting; takes nothing."""
         await self._filled.wait()

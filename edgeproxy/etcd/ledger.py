@@ -21,7 +21,7 @@ from zlib import crc32
 
 import msgspec
 
-from edgeproxy.etcd.changes import Batch, KeyValue, Snapshot
+from edgeproxy.etcd.changes import Batch, Event, KeyValue, Snapshot
 
 _CHECKSUM_BITS = 32
 
@@ -32,6 +32,15 @@ class Probe(msgspec.Struct, frozen=True):
     key: bytes
     revision: int
     entry: int | None
+
+
+class LedgerImage(msgspec.Struct, frozen=True):
+    """A ledger as it is written down for the next process; see :class:`Ledger`."""
+
+    revision: int
+    cluster_id: int
+    entries: dict[bytes, int]
+    last_delete: tuple[int, bytes]
 
 
 def entry_of(mod_revision: int, value: bytes) -> int:
@@ -54,6 +63,18 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def image(self) -> LedgerImage:
+        """A copy of what it holds now."""
+        return LedgerImage(self.revision, self.cluster_id, dict(self._entries), self._last_delete)
+
+    @classmethod
+    def of(cls, image: LedgerImage) -> Ledger:
+        """The ledger an image was made of; it takes the image's entries over."""
+        ledger = cls()
+        ledger.revision, ledger.cluster_id = image.revision, image.cluster_id
+        ledger._entries, ledger._last_delete = image.entries, image.last_delete
+        return ledger
 
     def entry(self, key: bytes) -> int | None:
         """What was last delivered of this key, None if it is absent."""
@@ -120,6 +141,49 @@ class Ledger:
 def proves(probe: Probe, found: KeyValue | None) -> bool:
     """Whether the store read back what the probe expects."""
     return probe.entry == (None if found is None else entry_of(found.mod_revision, found.value))
+
+
+class Difference:
+    """What a list of the store's records says that the ledger does not, as one batch.
+
+    Most records of a store are the same before and after an outage: those are neither kept in memory
+    here nor decoded by the consumer. The ledger must not change meanwhile.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._unseen: set[bytes] = set()
+        self._puts: list[Event] = []
+
+    def begin(self) -> None:
+        """Forget what was compared: a list starts from its first page."""
+        self._unseen = self._ledger.keys()
+        self._puts = []
+
+    def compare(self, records: Iterable[KeyValue]) -> None:
+        """Take in one page of the list."""
+        for record in records:
+            self._unseen.discard(record.key)
+            if self._ledger.entry(record.key) != entry_of(record.mod_revision, record.value):
+                event = Event(record.key, record.value, record.create_revision, record.mod_revision)
+                self._puts.append(event)
+
+    def keys_if_none_is_gone(self) -> int:
+        """How many keys the store has now if none was deleted."""
+        return len(self._ledger) + sum(self._ledger.entry(put.key) is None for put in self._puts)
+
+    def puts(self, revision: int) -> Batch:
+        """The records that are new or another, by age; for a list that leaves out the unchanged ones."""
+        return Batch(revision, tuple(sorted(self._puts, key=_age)), gap=True)
+
+    def batch(self, revision: int) -> Batch:
+        """The same, and the keys that are gone; for a complete list."""
+        gone = (Event(key, None, 0, revision) for key in sorted(self._unseen))
+        return Batch(revision, (*self.puts(revision).events, *gone), gap=True)
+
+
+def _age(event: Event) -> int:
+    return event.mod_revision
 
 
 class Audit:

@@ -62,6 +62,7 @@ class RangeRequest(Message):
     serializable: bool
     keys_only: bool
     count_only: bool
+    min_mod_revision: int
     def __init__(
         self,
         *,
@@ -72,6 +73,7 @@ class RangeRequest(Message):
         serializable: bool = ...,
         keys_only: bool = ...,
         count_only: bool = ...,
+        min_mod_revision: int = ...,
     ) -> None: ...
 
 class RangeResponse(Message):

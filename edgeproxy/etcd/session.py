@@ -4,6 +4,9 @@
                     │ no, gone, first time          ▲          ├─ probe: a linearizable read now and then
                     └──▶ list ──▶ accept ───────────┘          └─ audit: a full list now and then
 
+A process that begins with the ledger of the one before it also asks whether the history is ours, and then
+for what was written since: its consumer must not act on a state older than the one in the kernel.
+
 Whatever ends it is raised as a StoreError; `store` decides what comes next. An error never
 changes what was delivered.
 """
@@ -11,6 +14,7 @@ changes what was delivered.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -18,7 +22,7 @@ from functools import partial
 
 from edgeproxy.etcd import messages as wire
 from edgeproxy.etcd.backoff import Backoff
-from edgeproxy.etcd.changes import Batch, Cause, KeyValue, Snapshot
+from edgeproxy.etcd.changes import Batch, Cause, Change, KeyValue, Snapshot
 from edgeproxy.etcd.channel import Stream
 from edgeproxy.etcd.client import Connection, Header, Page
 from edgeproxy.etcd.delivery import Delivery
@@ -31,13 +35,16 @@ from edgeproxy.etcd.errors import (
     Unreachable,
 )
 from edgeproxy.etcd.health import StoreHealth
-from edgeproxy.etcd.ledger import Audit, Ledger, proves
+from edgeproxy.etcd.ledger import Audit, Difference, Ledger, proves
 from edgeproxy.etcd.progress import Confirmed, Created, Progress
 from edgeproxy.etcd.settings import EtcdSettings, Timing
 
 log = logging.getLogger(__name__)
 
 LIST_ATTEMPTS = 3
+OF_ONE_HISTORY = frozenset({Cause.COMPACTED, Cause.AUDIT})
+"""Causes of a list that continues the history we follow: what differs is all that is news. In any other,
+a record that reads the same may be another one (its create revision is not in the ledger)."""
 KEYS_SHOWN = 5
 
 
@@ -46,6 +53,7 @@ class Following:
     """What outlives a connection: what was delivered, and what is due.
 
     relist: why the next connection must list, None where it may try to resume.
+    begun: whether anything was delivered.
     audit_due: on the injected clock; infinite where audits are off.
     """
 
@@ -57,6 +65,7 @@ class Following:
     random: Callable[[], float]
     relist: Cause | None
     audit_due: float
+    begun: bool = False
 
 
 class Session:
@@ -77,6 +86,8 @@ class Session:
         """Follow until an error ends it; never returns without one."""
         await self._connection.login()
         cause = self._following.relist or await self._why_list()
+        if not self._following.begun and (cause is not None or not await self._catch_up()):
+            cause = Cause.START
         if cause is not None:
             await self._list(cause)
         stream = await self._connection.watch(self._settings.prefix, self._ledger.revision + 1)
@@ -119,45 +130,84 @@ class Session:
             )
         self._health.confirmed_at = self._following.clock()
 
+    async def _catch_up(self) -> bool:
+        """Deliver what was written since the ledger of an earlier process; false if only a list can tell.
+
+        A deletion leaves nothing that such a question could find, but it shows in the number of keys.
+        """
+        difference = Difference(self._ledger)
+        counts: list[int] = []
+
+        def receive(page: Page) -> None:
+            counts.append(page.count)
+            difference.compare(page.records)
+
+        since = self._ledger.revision + 1
+        header = await self._connection.list_prefix(self._settings.prefix, receive, since)
+        self._confirm(header, self._ledger.revision)
+        if counts[0] != difference.keys_if_none_is_gone():
+            log.info("records were deleted since the state on disk was written; listing all records")
+            return False
+        self._accept(difference.puts(header.revision), header)
+        return True
+
     async def _list(self, cause: Cause) -> None:
         """A full list, after a random wait unless it is the first: thousands of hosts list at once."""
         self._following.relist = cause
         if cause is not Cause.START:
             await asyncio.sleep(self._following.random() * self._timing.herd)
-        for attempt in range(1, LIST_ATTEMPTS + 1):
+        if cause in OF_ONE_HISTORY:
+            difference = Difference(self._ledger)
+            header = await self._pages(difference.begin, lambda page: difference.compare(page.records))
+            self._confirm(header, self._ledger.revision)
+            listed: Change = difference.batch(header.revision)
+        else:
             records: list[KeyValue] = []
-            try:
-                header = await self._connection.list_prefix(self._settings.prefix, partial(_collect, records))
-                break
-            except HistoryCompacted:
-                if attempt == LIST_ATTEMPTS:
-                    raise
-        snapshot = Snapshot(revision=header.revision, records=tuple(records), cause=cause)
-        self._accept(snapshot, header)
+            header = await self._pages(records.clear, lambda page: records.extend(page.records))
+            listed = Snapshot(header.revision, tuple(records), cause)
+        self._accept(listed, header)
+        self._health.relists[cause] += 1
 
-    def _accept(self, snapshot: Snapshot, header: Header) -> None:
+    async def _pages(self, begin: Callable[[], None], receive: Callable[[Page], None]) -> Header:
+        """A full list, begun again where the store is compacted meanwhile."""
+        for _ in range(LIST_ATTEMPTS - 1):
+            begin()
+            with contextlib.suppress(HistoryCompacted):
+                return await self._connection.list_prefix(self._settings.prefix, receive)
+        begin()
+        return await self._connection.list_prefix(self._settings.prefix, receive)
+
+    def _accept(self, listed: Change, header: Header) -> None:
         """The one place where a listed state becomes the state.
 
-        Here belongs distrust: an empty or much shrunken snapshot should be confirmed before it
-        counts (and a state kept on disk be written after it did). For now every list is believed.
+        Here belongs distrust: an empty or much shrunken list should be confirmed before it counts. For
+        now every list is believed.
         """
-        if snapshot.cause is Cause.REPLACED:
-            log.warning(
-                "etcd at %s: history replaced; was cluster %x revision %d, is cluster %x revision %d term %d",
-                self._where,
-                self._ledger.cluster_id,
-                self._ledger.revision,
-                header.cluster_id,
-                header.revision,
-                header.raft_term,
-            )
-        self._ledger.replace(snapshot, header.cluster_id)
+        match listed:
+            case Snapshot():
+                if listed.cause is Cause.REPLACED:
+                    self._tell_replaced(header)
+                self._ledger.replace(listed, header.cluster_id)
+            case Batch():
+                self._ledger.apply(listed)
         self._following.relist = None
         self._following.audit_due = self._next_audit()
-        self._health.relists[snapshot.cause] += 1
         self._health.confirmed_at = self._following.clock()
         self._note_progress()
-        self._following.delivery.put(snapshot)
+        if isinstance(listed, Snapshot) or listed.events or not self._following.begun:
+            self._following.delivery.put(listed)
+        self._following.begun = True
+
+    def _tell_replaced(self, header: Header) -> None:
+        log.warning(
+            "etcd at %s: history replaced; was cluster %x revision %d, is cluster %x revision %d term %d",
+            self._where,
+            self._ledger.cluster_id,
+            self._ledger.revision,
+            header.cluster_id,
+            header.revision,
+            header.raft_term,
+        )
 
     async def _await_creation(self, stream: Stream[wire.WatchResponse], progress: Progress) -> None:
         try:
@@ -260,10 +310,6 @@ class Session:
             return float("inf")
         # A phase of its own for every host, around the configured mean.
         return self._following.clock() + self._settings.audit * (0.67 + 0.66 * self._following.random())
-
-
-def _collect(records: list[KeyValue], page: Page) -> None:
-    records.extend(page.records)
 
 
 def _compare(audit: Audit, page: Page) -> None:

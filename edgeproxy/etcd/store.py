@@ -6,6 +6,9 @@
         await store.changes.wait()
         for change in store.changes.drain(): ...     # Snapshot or Batch
 
+The first change is a Snapshot; a store that was made with the ledger of an earlier process may
+begin with a Batch instead, which continues what that process knew.
+
 While etcd is unreachable, hung, leaderless or refuses us, nothing is delivered: the last state
 stands. `health` says how old the last contact is.
 """
@@ -34,7 +37,7 @@ from edgeproxy.etcd.errors import (
     Unreachable,
 )
 from edgeproxy.etcd.health import StoreHealth
-from edgeproxy.etcd.ledger import Ledger
+from edgeproxy.etcd.ledger import Ledger, LedgerImage
 from edgeproxy.etcd.session import Following, Session
 from edgeproxy.etcd.settings import EtcdSettings, Timing
 
@@ -45,6 +48,7 @@ class Store:
     """Follows everything below one prefix, over one connection to one member at a time.
 
     `changes` delivers; `health` is updated in place. `chance` gives numbers in [0, 1).
+    ledger: what an earlier process was told, None to begin anew.
     Make it inside the event loop that runs it. Raises ValueError for an endpoint that is no URL.
     """
 
@@ -54,6 +58,7 @@ class Store:
         timing: Timing | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        ledger: LedgerImage | None = None,
     ) -> None:
         self._settings = settings
         self._timing = timing or Timing()
@@ -64,13 +69,13 @@ class Store:
         self.health = StoreHealth()
         self.changes = Delivery(self._timing.backlog)
         self._following = Following(
-            ledger=Ledger(),
+            ledger=Ledger.of(ledger) if ledger else Ledger(),
             delivery=self.changes,
             health=self.health,
             backoff=Backoff(self._timing, len(self._endpoints), chance),
             clock=clock,
             random=chance,
-            relist=Cause.START,
+            relist=None if ledger else Cause.START,
             audit_due=float("inf"),
         )
 
@@ -84,6 +89,12 @@ class Store:
                 turn += 1
                 self._note(error)
                 await asyncio.sleep(self._following.backoff.failed(error))
+
+    def ledger(self) -> LedgerImage | None:
+        """What was delivered and taken so far, for a later process; None while something is yet to be taken."""
+        if not self._following.begun or self.changes.waiting:
+            return None
+        return self._following.ledger.image()
 
     async def value_before(self, key: bytes, revision: int) -> KeyValue | Compacted | None:
         """The key as it was just before `revision`; None if it did not exist then.

@@ -28,20 +28,26 @@ QUICK = Timing(
 
 
 class Follower:
-    """Runs a Store. `state` is the folded result, `events` all (key, mod revision), in order."""
+    """Runs a Store. `state` is the folded result, `events` all (key, mod revision), in order.
+
+    before: the follower of an earlier process, whose ledger and state this one begins with.
+    """
 
     def __init__(
         self,
         settings: EtcdSettings,
         timing: Timing = QUICK,
         chance: Callable[[], float] = random.random,
+        before: Follower | None = None,
     ) -> None:
-        self.store = Store(settings, timing, chance=chance)
-        self.state: dict[bytes, bytes] = {}
-        self.revision = 0
+        ledger = before.store.ledger() if before else None
+        self.store = Store(settings, timing, chance=chance, ledger=ledger)
+        self.state: dict[bytes, bytes] = dict(before.state) if before else {}
+        self.revision = ledger.revision if ledger else 0
         self.snapshots: list[Snapshot] = []
         self.events: list[tuple[bytes, int]] = []
         self.batches = 0
+        self.gaps: list[Batch] = []
 
     async def __aenter__(self) -> Self:
         self._runner = asyncio.create_task(self.store.run())
@@ -78,6 +84,8 @@ class Follower:
             case Snapshot():
                 self.snapshots.append(change)
                 self.state = {record.key: record.value for record in change.records}
+            case Batch(gap=True):
+                self._fold_gap(change)
             case Batch():
                 self._fold_batch(change)
         self.revision = change.revision
@@ -89,6 +97,16 @@ class Follower:
         assert revisions[0] > self.revision, f"revision {revisions[0]} twice, had {self.revision}"
         assert revisions[-1] == batch.revision
         self.batches += 1
+        self._fold_events(batch)
+
+    def _fold_gap(self, batch: Batch) -> None:
+        assert batch.events or not self.snapshots, "an empty batch that is not the first"
+        assert batch.revision >= self.revision
+        assert all(event.mod_revision <= batch.revision for event in batch.events)
+        self.gaps.append(batch)
+        self._fold_events(batch)
+
+    def _fold_events(self, batch: Batch) -> None:
         for event in batch.events:
             self.events.append((event.key, event.mod_revision))
             if event.value is None:

@@ -236,10 +236,12 @@ async def test_an_audit_finds_what_the_stream_has_lost(server: EtcdServer) -> No
         ledger = follower.store._following.ledger
         ledger._entries[b"/services/web"] += 1
         ledger._entries[b"/services/ghost"] = 1
+        follower.state[b"/services/ghost"] = b"never was"
         del ledger._entries[b"/services/old"]
-        await until(lambda: len(follower.snapshots) == 2, 10, "the state is listed again")
+        await until(lambda: bool(follower.gaps), 10, "the state is listed again")
         assert follower.health.audit_differences == 3
-        assert follower.snapshots[1].cause is Cause.AUDIT
+        told = {event.key: event.value for event in follower.gaps[0].events}
+        assert told == {b"/services/web": b"1", b"/services/old": b"1", b"/services/ghost": None}
         assert follower.health.relists[Cause.AUDIT] == 1
         audits = follower.health.audits
         await until(lambda: follower.health.audits > audits, 10, "an audit without a difference")
