@@ -31,7 +31,7 @@ def key_of(element: Element) -> ElementKey:
     return (element.set, element.key)
 
 
-class Target(msgspec.Struct, frozen=True, gc=False):
+class Target(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One virtual server as the records want it.
 
     reals: sorted, each address and port once.
@@ -52,7 +52,7 @@ class HealthCheck(msgspec.Struct, frozen=True, gc=False):
     local_endpoints: int
 
 
-class Part(msgspec.Struct, frozen=True):
+class Part(msgspec.Struct, frozen=True, array_like=True):
     """One service's share of the desired state.
 
     routes: addresses outside every service CIDR that need a local route of their own.

@@ -9,7 +9,6 @@ never get the same frontend or node port.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
@@ -19,6 +18,7 @@ from edgeproxy.claims import Claim, Claimant, Claims, LostClaim
 from edgeproxy.model import Finding, Reason
 from edgeproxy.record_keys import BadKey, EndpointKey, ReservedKey, ServiceKey, parse_key
 from edgeproxy.records import Service
+from edgeproxy.supply import BadRecord, Supplied, Supply
 from edgeproxy.versions import (
     GONE,
     Bad,
@@ -34,16 +34,7 @@ from edgeproxy.versions import (
     read,
 )
 
-__all__ = [
-    "BadRecord",
-    "Catalog",
-    "Counts",
-    "EndpointEntry",
-    "LostClaim",
-    "ServiceEntry",
-    "Supplied",
-    "Supply",
-]
+__all__ = ["Catalog", "Counts", "EndpointEntry", "LostClaim", "ServiceEntry"]
 
 
 class ServiceEntry(msgspec.Struct, frozen=True):
@@ -57,41 +48,32 @@ class ServiceEntry(msgspec.Struct, frozen=True):
     endpoints: tuple[EndpointEntry, ...] = ()
 
 
-class BadRecord(msgspec.Struct, frozen=True, gc=False):
-    """A key whose history may hold a better version: read it at `mod_revision - 1`."""
-
-    key: bytes
-    mod_revision: int
-
-
-class Supply(enum.Enum):
-    """What became of an older version that was supplied.
-
-    GOOD: it is in force now, the search is over.
-    BAD: it is bad, too; the key stays unresolved, at an older revision.
-    EXHAUSTED: there is no better version, the search is over.
-    STALE: nothing is sought for this key, or only below the revision supplied.
-    """
-
-    GOOD = "good"
-    BAD = "bad"
-    EXHAUSTED = "exhausted"
-    STALE = "stale"
-
-
-class Supplied(msgspec.Struct, frozen=True):
-    """The outcome of :meth:`Catalog.supply` and the names of the services it changed."""
-
-    outcome: Supply
-    changed: frozenset[str] = frozenset()
-
-
 class Counts(msgspec.Struct, frozen=True):
     """How much the catalog holds; `stray` endpoints belong to services that do not exist."""
 
     services: int
     endpoints: int
     stray: int
+
+
+class ServiceImage(msgspec.Struct, frozen=True, array_like=True):
+    """What is in force for one service name; endpoints may be there without their service."""
+
+    name: str
+    version: ServiceVersion | None
+    endpoints: tuple[EndpointEntry, ...]
+
+
+class CatalogImage(msgspec.Struct, frozen=True):
+    """A catalog as it is written down for the next process.
+
+    bad: by key, what can't be used. findings: by key, what was said of it.
+    """
+
+    revision: int
+    services: tuple[ServiceImage, ...]
+    bad: dict[str, Bad]
+    findings: dict[str, tuple[Finding, ...]]
 
 
 class _Group:
@@ -117,6 +99,11 @@ class Catalog:
         self._findings: dict[str, tuple[Finding, ...]] = {}
         self._touched: set[str] = set()
         self._moved: set[str] = set()
+
+    @property
+    def prefix(self) -> str:
+        """What all keys begin with; ends in one slash."""
+        return self._prefix.decode()
 
     @property
     def revision(self) -> int:
@@ -164,6 +151,33 @@ class Catalog:
             self._commit(name, key, self._state(name, key), state)
         self._revision = revision
         return self._settle()
+
+    def image(self) -> CatalogImage:
+        """A copy of what it holds now."""
+        services = tuple(
+            ServiceImage(name, group.version, tuple(group.endpoints.values()))
+            for name, group in self._groups.items()
+        )
+        bad = {name: bad for name, (_, bad) in self._bad.items()}
+        return CatalogImage(self._revision, services, bad, dict(self._findings))
+
+    @classmethod
+    def of(cls, prefix: str, image: CatalogImage) -> Catalog:
+        """The catalog an image was made of."""
+        catalog = cls(prefix)
+        catalog._revision = image.revision
+        catalog._findings = image.findings
+        for service in image.services:
+            group = catalog._groups[service.name] = _Group()
+            group.version = service.version
+            group.endpoints = {entry.key: entry for entry in service.endpoints}
+            catalog._claim(service.name, None, group.version)
+        for name, bad in image.bad.items():
+            key = parse_key(catalog._prefix, name.encode())
+            if isinstance(key, ServiceKey | EndpointKey):
+                catalog._bad[name] = (key, bad)
+        catalog._claims.settle()
+        return catalog
 
     def services(self) -> tuple[str, ...]:
         """The names of the services that have a version in force, sorted."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from edgeproxy.books import frontend_of, key_of
 from edgeproxy.frame import NAME as FRAME
+from edgeproxy.keeper import NAME as KEPT
 from edgeproxy.kernel import iptables
 from edgeproxy.kernel.iptables import IptablesError
 from edgeproxy.kernel.ipvs import Ipvs
@@ -50,7 +51,7 @@ def cleanup(settings: Settings) -> Iterator[str]:
                 yield f"removed table {family.word} {TABLE}"
         if accepts := iptables.remove(settings.proxy.mark_bit):
             yield f"removed {accepts} accept rules from iptables"
-        for name in (OWNED, FRAME):
+        for name in (OWNED, FRAME, KEPT):
             (settings.state.dir / name).unlink(missing_ok=True)
     except (NftError, NetlinkError, RouteError, IptablesError, OSError) as error:
         raise CleanupError(f"{error}; run it again") from error

@@ -21,6 +21,7 @@ from edgeproxy.execution import Wires
 from edgeproxy.frame import FrameKeeper
 from edgeproxy.health import Clock, Health, ServicePortHealth
 from edgeproxy.hostfacts import read
+from edgeproxy.keeper import Keeper
 from edgeproxy.kernel.ipvs_entries import Timeouts
 from edgeproxy.kernel.netlink import NetlinkError
 from edgeproxy.listener import Listener, ServiceHealth, routes
@@ -72,7 +73,9 @@ class Daemon:
             Clock(time.monotonic, time.time),
             cordoned=is_cordoned(directory),
         )
-        self._store = Store(etcd_settings(settings))
+        keeper = Keeper(directory, settings.etcd.prefix)
+        kept = keeper.read()
+        self._store = Store(etcd_settings(settings), ledger=kept.ledger if kept else None)
         self._reconciler = Reconciler(
             Catalog(settings.etcd.prefix),
             survey(settings, read(wires.routes)),
@@ -84,7 +87,15 @@ class Daemon:
         self._metrics = Metrics(self._status, lambda: self._store.health, time.monotonic)
         self._service_health = ServiceHealth(self._health)
         self._loop = Loop(
-            settings, self._store, self._reconciler, wires, self._health, self._metrics, self._after_sync
+            settings,
+            self._store,
+            self._reconciler,
+            wires,
+            self._health,
+            self._metrics,
+            self._after_sync,
+            keeper,
+            kept,
         )
         self._health_listener = Listener(
             "health.listen",

@@ -15,12 +15,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from edgeproxy import systemd
-from edgeproxy.etcd.changes import Batch, Compacted, Event, Snapshot
-from edgeproxy.etcd.errors import StoreError
+from edgeproxy.etcd.changes import Batch, Event, Snapshot
 from edgeproxy.etcd.store import Store
 from edgeproxy.execution import Wires
 from edgeproxy.health import Health
 from edgeproxy.hostfacts import read
+from edgeproxy.keeper import Keeper
+from edgeproxy.kept import Kept
 from edgeproxy.kernel.conntrack import ConntrackError
 from edgeproxy.kernel.netlink import NetlinkError
 from edgeproxy.kernel.nft_events import RuleSetWatch
@@ -30,6 +31,7 @@ from edgeproxy.metrics import Metrics
 from edgeproxy.model import Finding, Reason
 from edgeproxy.reconcile import Reconciler
 from edgeproxy.record_time import changed_at
+from edgeproxy.resolver import Resolver
 from edgeproxy.settings import Settings
 from edgeproxy.state import StateError
 from edgeproxy.surroundings import survey
@@ -43,7 +45,6 @@ DRAIN_TICK = 1.0
 RETRY_FIRST, RETRY_MOST = 1.0, 30.0
 NOTICE_REST = 0.05
 """Seconds to let a burst of notices (an interface coming up, a firewall reloading) end."""
-RESOLVE_AGAIN = 5.0
 AUDIT_SHARE = 0.001
 """Share of the time that goes into looking for changes of IPVS by others, which nothing announces."""
 
@@ -60,9 +61,13 @@ class Loop:
         health: Health,
         metrics: Metrics,
         after_sync: Callable[[], Awaitable[None]],
+        keeper: Keeper,
+        kept: Kept | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
+        self._keeper = keeper
+        self._kept = kept
         self._reconciler = reconciler
         self._wires = wires
         self._health = health
@@ -75,7 +80,6 @@ class Loop:
         self._reload: Callable[[], Awaitable[None]] | None = None
         self._started, self._started_wall = time.monotonic(), time.time()
         self._received: list[float] = []
-        self._merged = 0
         self._changed_at: list[float] = []
         self._synced_once = False
         self._told_ready = False
@@ -85,7 +89,7 @@ class Loop:
         self._retry_at, self._retry = float("-inf"), RETRY_FIRST
         self._host_changed_at: float | None = None
         self._rules_changed_at: float | None = None
-        self._resolving: asyncio.Task[None] | None = None
+        self._resolver = Resolver(store, reconciler, self._wake.set)
         self._trouble: Finding | None = None
         self._known: frozenset[Finding] = frozenset()
         self._counted: Counter[tuple[str, str]] = Counter()
@@ -132,12 +136,13 @@ class Loop:
             while not self._stopping:
                 await self._turn()
                 await self._wait()
+            await self._keep_at_last()
         finally:
             events.remove_reader(host.fileno())
             events.remove_reader(rules.fileno())
             host.close()
             rules.close()
-            for task in (store, self._resolving):
+            for task in (store, self._resolver.task):
                 if task is not None:
                     task.cancel()
                     with contextlib.suppress(asyncio.CancelledError):
@@ -202,7 +207,7 @@ class Loop:
             log.warning("somebody changed our nft tables: comparing the kernel with the records")
             self._next_audit = now
         self._take_changes()
-        self._begin_resolving()
+        self._resolver.begin()
         if self._may_work(now):
             if self._work_waits():
                 await self._work(self._reconciler.sync(), full=not self._synced_once)
@@ -211,6 +216,7 @@ class Loop:
                 self._next_audit = float("inf")
                 budget = self._settings.proxy.resync * AUDIT_SHARE
                 await self._work(self._reconciler.audit(budget), full=True)
+                self._keep_now_and_then()
             if self._reconciler.actual.drains and now >= self._next_settle and not self._work_waits():
                 await self._work(self._reconciler.settle(), full=False)
             self._next_settle = now + DRAIN_TICK if self._reconciler.actual.drains else float("inf")
@@ -226,17 +232,43 @@ class Loop:
         return now >= self._retry_at and now >= self._last_sync + self._settings.proxy.min_sync
 
     def _take_changes(self) -> None:
-        # A batch that was merged for want of time may hide versions: then a good one can be missing.
-        gap, self._merged = self._store.changes.coalesced != self._merged, self._store.changes.coalesced
         for change in self._store.changes.drain():
             match change:
                 case Snapshot(revision, records, cause):
                     log.info("%d records at revision %d (%s)", len(records), revision, cause)
+                    self._kept = None
                     self._reconciler.load(records, revision)
-                case Batch(revision, events):
+                case Batch(revision, events, gap):
+                    self._recall(revision)
                     self._reconciler.apply(events, revision, gap=gap)
                     self._note_times(events)
         self._taken.set()
+
+    def _recall(self, revision: int) -> None:
+        """The store goes on where the state on disk ends: begin with that."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            log.info(
+                "records of revision %d from disk, continued by the store at %d",
+                kept.ledger.revision,
+                revision,
+            )
+            self._reconciler.recall(kept)
+
+    def _keep_now_and_then(self) -> None:
+        """Have what is known written down for the next daemon, beside everything else."""
+        if self._keeper.due(self._reconciler.catalog.revision) and (kept := self._to_keep()):
+            self._keeper.write_beside(kept)
+
+    async def _keep_at_last(self) -> None:
+        self._take_changes()
+        await self._keeper.written()
+        if kept := self._to_keep():
+            self._keeper.write(kept)
+
+    def _to_keep(self) -> Kept | None:
+        ledger = self._store.ledger()
+        return self._reconciler.keep(ledger, self._keeper.build) if ledger else None
 
     def _note_times(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -331,33 +363,6 @@ class Loop:
         except RouteError as error:
             log.error("the host's addresses cannot be read: %s", error)
             self._host_changed_at = time.monotonic() + RETRY_FIRST
-
-    # -- bad records ---------------------------------------------------------------------------
-
-    def _begin_resolving(self) -> None:
-        if self._resolving is None and self._reconciler.catalog.unresolved():
-            self._resolving = asyncio.create_task(self._resolve(), name="read bad records back")
-
-    async def _resolve(self) -> None:
-        """Read bad records back, revision by revision, to their last good version."""
-        catalog = self._reconciler.catalog
-        try:
-            while found := catalog.unresolved():
-                bad = found[0]
-                answer = await self._store.value_before(bad.key, bad.mod_revision)
-                if isinstance(answer, Compacted):
-                    self._reconciler.mark(catalog.hold(bad.key))
-                else:
-                    self._reconciler.mark(catalog.supply(bad.key, answer).changed)
-            self._resolving = None
-        except StoreError as error:
-            log.info("a bad record's history cannot be read yet: %s", error)
-            asyncio.get_running_loop().call_later(RESOLVE_AGAIN, self._resolve_again)
-        self._wake.set()
-
-    def _resolve_again(self) -> None:
-        self._resolving = None
-        self._wake.set()
 
 
 def _rested(changed: float | None, now: float) -> bool:

@@ -1,6 +1,7 @@
 """The desired and the actual state of one host, in kernel-neutral values.
 
-Everything here is frozen, hashable and ordered: the compiler makes such values from records,
+Everything here is frozen, hashable and ordered (and `array_like`, where many of a kind are written to
+disk: see `kept`): the compiler makes such values from records,
 the kernel readers make the same values from what the kernel holds, and the planner compares
 the two. No value knows where it came from.
 """
@@ -63,7 +64,7 @@ class Finding(msgspec.Struct, frozen=True, order=True, gc=False):
     message: str
 
 
-class Frontend(msgspec.Struct, frozen=True, order=True, gc=False):
+class Frontend(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
     """What clients call: the identity of a virtual server."""
 
     address: Address
@@ -74,7 +75,7 @@ class Frontend(msgspec.Struct, frozen=True, order=True, gc=False):
         return f"{self.protocol.name.lower()}/{with_port(self.address, self.port)}"
 
 
-class RealServer(msgspec.Struct, frozen=True, order=True, gc=False):
+class RealServer(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
     """A backend behind a virtual server. `weight` 0 takes no new connections."""
 
     address: Address
@@ -85,7 +86,7 @@ class RealServer(msgspec.Struct, frozen=True, order=True, gc=False):
         return with_port(self.address, self.port)
 
 
-class VirtualServer(msgspec.Struct, frozen=True, order=True, gc=False):
+class VirtualServer(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
     """The attributes of a virtual server that can be edited in place.
 
     timeout: seconds of client affinity; 0 means none (IPVS persistence is off).
@@ -123,7 +124,7 @@ class SetName(enum.StrEnum):
     UNANSWERED = "unanswered"
 
 
-class Element(msgspec.Struct, frozen=True, gc=False):
+class Element(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One element of a set or map of our tables.
 
     key: the concatenated fields in order: an Address, a Protocol or a port number (int).
@@ -134,8 +135,8 @@ class Element(msgspec.Struct, frozen=True, gc=False):
     """
 
     set: SetName
-    key: tuple[Address | Protocol | int, ...]
+    key: tuple[Address | int, ...]
     verdict: str = ""
     data: Address = Address(b"")
     comment: str = ""
-    until: tuple[Address | Protocol | int, ...] = ()
+    until: tuple[Address | int, ...] = ()

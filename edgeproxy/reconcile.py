@@ -1,6 +1,7 @@
 """The engine: records in, kernel out. Synchronous; no event loop, no store, no signal in here.
 
     load, apply                        note what has changed (cheap, no kernel)
+    keep, recall                       hand what is known to a later process
     set_surroundings                   the same for the host; looks at our routes
     sync                               compile what changed, plan, execute
     settle                             end drains that are idle or over
@@ -25,16 +26,17 @@ from edgeproxy.catalog import Catalog
 from edgeproxy.coexistence import Coexistence
 from edgeproxy.compile import Host, compile_service, detoured
 from edgeproxy.detours import Detours
+from edgeproxy.etcd.ledger import LedgerImage
 from edgeproxy.execution import Executor, Wires
 from edgeproxy.frame import FrameKeeper
+from edgeproxy.held import kernel_objects
 from edgeproxy.journal import tell
-from edgeproxy.kernel.nft_sets import comment
-from edgeproxy.kernel.ruleset import NodePortAnchor, anchor
+from edgeproxy.kept import Basis, Kept
 from edgeproxy.localroutes import LocalRoutes
 from edgeproxy.mirror import Mirror
-from edgeproxy.model import Element, Finding, Frontend, Reason, SetName
+from edgeproxy.model import Finding, Frontend, Reason, SetName
 from edgeproxy.ownership import OwnershipLog
-from edgeproxy.plan import Held, Plan, Planner, leaving
+from edgeproxy.plan import Plan, Planner, leaving
 from edgeproxy.proxyneighbours import ProxyNeighbours
 from edgeproxy.refused import Refused
 from edgeproxy.surroundings import Surroundings
@@ -101,6 +103,32 @@ class Reconciler:
     def apply(self, events: Iterable[Event], revision: int, *, gap: bool = False) -> None:
         """Take what happened since the last snapshot or call; `gap` if versions in between are left out."""
         self._dirty |= self.catalog.apply(events, revision, gap=gap)
+
+    def keep(self, ledger: LedgerImage, build: str) -> Kept | None:
+        """What this host knows, for a later process to :meth:`recall`; None before the first sync or in doubt.
+
+        ledger: of the store, at the catalog's revision. build: see :class:`~edgeproxy.kept.Basis`.
+        """
+        if self._in_doubt or not self.applied:
+            return None
+        left_out = self._dirty | self._without_anchor
+        parts = {
+            name: part
+            for name, part in self.desired.parts.items()
+            if name not in left_out and not _momentary(part)
+        }
+        return Kept(self._basis(build), ledger, self.catalog.image(), parts)
+
+    def recall(self, kept: Kept) -> None:
+        """Begin with what an earlier process knew; what depends on this host is compiled anew if it has changed."""
+        self.catalog = Catalog.of(kept.basis.prefix, kept.catalog)
+        parts = kept.parts if kept.basis == self._basis(kept.basis.build) else {}
+        self._dirty.update(set(self.catalog.services()) - parts.keys())
+        self._touched.update(self.desired.put(parts))
+
+    def _basis(self, build: str) -> Basis:
+        around = self._surroundings
+        return Basis(build, self.catalog.prefix, around.node, around.proxy, around.refusals)
 
     def mark(self, services: Iterable[str]) -> None:
         """Note services that must be compiled anew for any other reason."""
@@ -296,9 +324,9 @@ class Reconciler:
             self._in_doubt = in_doubt
 
     def _planner(self, *, adopting: bool = False) -> Planner:
-        return Planner(
-            self.desired, self.actual, self._surroundings.proxy.drain, self._held(), adopting=adopting
-        )
+        proxy = self._surroundings.proxy
+        held = kernel_objects(self.catalog.held(), self.actual.elements.values(), proxy.anchor_cidrs)
+        return Planner(self.desired, self.actual, proxy.drain, held, adopting=adopting)
 
     def _execute(self, plan: Plan) -> Iterator[None]:
         yield from self.executor.run(plan)
@@ -313,29 +341,6 @@ class Reconciler:
             self._touched.elements.update(companions(frontend))
 
     # -- what depends on the books -------------------------------------------------------------
-
-    def _held(self) -> Held:
-        """The objects of services whose record cannot be read; their comment is the service's name."""
-        services = frozenset(map(comment, self.catalog.held()))
-        if not services:
-            return Held()
-        frontends: set[Frontend] = set()
-        for element in self.actual.elements.values():
-            if element.comment in services:
-                frontends.update(self._frontends_of(element))
-        return Held(services, frozenset(frontends))
-
-    def _frontends_of(self, element: Element) -> Iterator[Frontend]:
-        """The virtual servers an element leads to."""
-        match element.set, element.key:
-            case ((SetName.FRONTENDS4 | SetName.FRONTENDS6), (address, protocol, port)):
-                yield Frontend(address, protocol, port)  # type: ignore[arg-type]  # as the sets' types say
-            case ((SetName.DETOURS4 | SetName.DETOURS6), (_, protocol, port)):
-                yield Frontend(element.data, protocol, port)  # type: ignore[arg-type]
-            case ((SetName.NODE_PORTS4 | SetName.NODE_PORTS6), (protocol, port)):
-                for cidr in self._surroundings.proxy.anchor_cidrs:
-                    for index in NodePortAnchor:
-                        yield Frontend(anchor(cidr, index), protocol, port)  # type: ignore[arg-type]
 
     def _wants_ipv6(self) -> bool:
         """Whether any service is served over IPv6 by endpoints somewhere else."""
@@ -389,3 +394,10 @@ class Reconciler:
     def health_hosts(self) -> tuple[str, ...]:
         """The addresses those listen on."""
         return self._surroundings.health_hosts
+
+
+def _momentary(part: Part) -> bool:
+    """Whether a part depends on more than records and surroundings: on allotted anchors, or on a bug."""
+    return any(element.set in DETOUR_SETS for element in part.elements) or any(
+        finding.reason is Reason.BUG for finding in part.findings
+    )

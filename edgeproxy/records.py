@@ -46,7 +46,7 @@ class TrafficDistribution(enum.Enum):
     SAME_NODE = "PreferSameNode"
 
 
-class ServicePort(msgspec.Struct, frozen=True, gc=False):
+class ServicePort(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One port of a service.
 
     name: "" where the only port has none.
@@ -61,7 +61,7 @@ class ServicePort(msgspec.Struct, frozen=True, gc=False):
     node_port: int = 0
 
 
-class Service(msgspec.Struct, frozen=True):
+class Service(msgspec.Struct, frozen=True, array_like=True):
     """A service record that can be used.
 
     cluster_ips: at most one per family; () for a service of node ports only.
@@ -104,7 +104,7 @@ class Service(msgspec.Struct, frozen=True):
         return self.health_check_node_port if wanted else 0
 
 
-class Endpoint(msgspec.Struct, frozen=True, gc=False):
+class Endpoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An endpoint record that can be used.
 
     port: 0 where the record names none; ports: (name, number) sorted by name. Which one counts

@@ -43,7 +43,7 @@ class Event(Protocol):
     def mod_revision(self) -> int: ...
 
 
-class EndpointEntry(msgspec.Struct, frozen=True, gc=False):
+class EndpointEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The version of an endpoint record that is in force."""
 
     key: str
@@ -57,7 +57,7 @@ class EndpointEntry(msgspec.Struct, frozen=True, gc=False):
         return self.key.rpartition("/")[2]
 
 
-class ServiceVersion(msgspec.Struct, frozen=True):
+class ServiceVersion(msgspec.Struct, frozen=True, array_like=True):
     """The version of a service record that is in force."""
 
     key: str

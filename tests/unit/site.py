@@ -9,11 +9,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from msgspec.structs import astuple
+
 from edgeproxy.address import Address, Network, parse, text
 from edgeproxy.catalog import Catalog
 from edgeproxy.coexistence import Coexistence
 from edgeproxy.etcd.changes import Event, KeyValue
+from edgeproxy.etcd.ledger import LedgerImage
 from edgeproxy.frame import FrameKeeper
+from edgeproxy.kept import Kept
 from edgeproxy.kernel.nft_sets import describe
 from edgeproxy.kernel.routes_codec import HostAddress, Route, RouteType, Table
 from edgeproxy.model import Element, Frontend, SetName
@@ -26,6 +30,7 @@ from tests.fake_kernel import FakeKernel
 
 PREFIX = "/services/"
 SCOPE = "boot 1 netns 1"
+BUILD = "the tests'"
 DRAINS = (SetName.DRAINS4, SetName.DRAINS6)
 HOST4, HOST6 = "10.1.0.11", "fd00:1::11"
 FACTS = HostFacts(
@@ -93,6 +98,23 @@ class Site:
         """Another daemon, with the records that are there."""
         self.start()
         self.reconciler.load(self.records.values(), self.revision)
+        return self.reconciler
+
+    def keep(self) -> Kept | None:
+        """What the daemon would write down for the next one."""
+        return self.reconciler.keep(LedgerImage(self.revision, 7, {}, (0, b"")), BUILD)
+
+    def recall(self, kept: Kept) -> Reconciler:
+        """Another daemon, with what an earlier one kept and what was written since."""
+        self.start()
+        self.reconciler.recall(kept)
+        since = kept.ledger.revision
+        new = [Event(*record) for each in self.records.values() if (record := astuple(each))[3] > since]
+        known = {entry.key for service in kept.catalog.services for entry in service.endpoints}
+        known |= {service.version.key for service in kept.catalog.services if service.version}
+        gone = {*known, *kept.catalog.bad, *kept.catalog.findings} - {key.decode() for key in self.records}
+        deletes = [Event(key.encode(), None, 0, self.revision) for key in sorted(gone)]
+        self.reconciler.apply([*new, *deletes], self.revision, gap=True)
         return self.reconciler
 
     def write(self, records: Mapping[str, Record | None]) -> list[Event]:

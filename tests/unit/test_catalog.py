@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeproxy.address import parse
-from edgeproxy.catalog import BadRecord, Catalog, Counts, Supplied, Supply
+from edgeproxy.catalog import Catalog, Counts
 from edgeproxy.claims import NodePortClaim
 from edgeproxy.model import Protocol, Reason
+from edgeproxy.supply import BadRecord, Supplied, Supply
 
 PREFIX = "/services/"
 BAD = b"{"

@@ -118,7 +118,7 @@ def test_coalescing_keeps_the_last_event_of_each_key_in_order() -> None:
         Batch(3, (event(b"a", 3, None),)),
         Batch(5, (event(b"c", 4), event(b"b", 5))),
     ]
-    assert coalesce(batches) == Batch(5, (event(b"a", 3, None), event(b"c", 4), event(b"b", 5)))
+    assert coalesce(batches) == Batch(5, (event(b"a", 3, None), event(b"c", 4), event(b"b", 5)), gap=True)
 
 
 async def test_delivery_hands_over_all_that_waits() -> None:

@@ -15,21 +15,23 @@ import msgspec
 import pytest
 
 from edgeproxy import loop as loop_module
-from edgeproxy import systemd
+from edgeproxy import resolver, systemd
 from edgeproxy.address import parse
 from edgeproxy.etcd.changes import Batch, Cause, Compacted, KeyValue, Snapshot
 from edgeproxy.etcd.delivery import Delivery
 from edgeproxy.etcd.errors import StoreError
 from edgeproxy.etcd.health import StoreHealth
+from edgeproxy.etcd.ledger import LedgerImage
 from edgeproxy.etcd.store import Store
 from edgeproxy.health import Clock, Health
+from edgeproxy.keeper import Keeper
 from edgeproxy.kernel.nft_script import NftError
 from edgeproxy.loop import Loop
 from edgeproxy.metrics import Metrics
 from edgeproxy.model import Frontend, Protocol, Reason
 from edgeproxy.settings import Settings
 from edgeproxy.status import Status
-from tests.unit.site import SETTINGS, Record, Site
+from tests.unit.site import PREFIX, SETTINGS, Record, Site
 
 WEB = Frontend(parse("10.96.0.10"), Protocol.TCP, 8000)
 WALK_THROUGH: dict[str, Record | None] = {
@@ -48,6 +50,11 @@ class FakeStore:
         self.health.problem = None
         self.history: dict[tuple[bytes, int], KeyValue | Compacted | None] = {}
         self.failures = 0
+        self.told: LedgerImage | None = None
+
+    def ledger(self) -> LedgerImage | None:
+        """What was delivered so far, if it is all taken."""
+        return None if self.changes.waiting else self.told
 
     async def value_before(self, key: bytes, revision: int) -> KeyValue | Compacted | None:
         """What a key held just before a revision."""
@@ -85,13 +92,14 @@ class FakeWatch:
 class Rig:
     """A running loop and everything round it."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.site = Site(settings)
+    def __init__(self, settings: Settings, site: Site | None = None) -> None:
+        self.site = site or Site(settings)
         self.store = FakeStore()
         reconciler = self.site.reconciler
         self.health = Health(30.0, Clock(time.monotonic, time.time))
         self.synced = 0
         self.metrics = Metrics(_no_status, lambda: self.store.health)
+        self.keeper = Keeper(self.site.directory, PREFIX)
         self.loop = Loop(
             settings,
             cast(Store, self.store),
@@ -100,6 +108,8 @@ class Rig:
             self.health,
             self.metrics,
             self._count,
+            self.keeper,
+            self.keeper.read(),
         )
         self.said: list[str] = []
 
@@ -144,14 +154,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "RETRY_MOST": 0.04,
         "NOTICE_REST": 0.005,
         "DRAIN_TICK": 0.01,
-        "RESOLVE_AGAIN": 0.01,
     }.items():
         monkeypatch.setattr(loop_module, name, value)
+    monkeypatch.setattr(resolver, "RESOLVE_AGAIN", 0.01)
 
 
 @contextlib.asynccontextmanager
-async def running(monkeypatch: pytest.MonkeyPatch, settings: Settings = SETTINGS) -> AsyncIterator[Rig]:
-    rig = Rig(settings)
+async def running(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings = SETTINGS, site: Site | None = None
+) -> AsyncIterator[Rig]:
+    rig = Rig(settings, site)
     monkeypatch.setattr(systemd, "ready", lambda status: rig.said.append(f"ready: {status}"))
     monkeypatch.setattr(systemd, "status", lambda text: rig.said.append(f"status: {text}"))
     task = asyncio.create_task(rig.loop.run())
@@ -368,3 +380,63 @@ async def test_trouble_of_the_store_is_a_finding(monkeypatch: pytest.MonkeyPatch
         rig.store.health.problem = "no endpoint answers"
         (finding,) = rig.loop.findings()
         assert (finding.reason, finding.message) == (Reason.STORE, "no endpoint answers")
+
+
+async def test_a_stop_leaves_what_the_next_start_begins_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch) as rig:
+        rig.snapshot(WALK_THROUGH)
+        await rig.applied()
+        rig.store.told = LedgerImage(rig.site.revision, 7, {b"/services/web": 5}, (0, b""))
+    site = rig.site
+    writes = site.kernel.writes
+    site.start()
+    async with running(monkeypatch, site=site) as rig:
+        await asyncio.sleep(0)
+        assert rig.site.reconciler.applied == 0, "nothing is done before the store has spoken"
+        rig.store.changes.put(Batch(site.revision, (), gap=True))
+        await rig.applied()
+        assert site.kernel.writes == writes
+        rig.change({"web/endpoints/b": "10.1.1.3"})
+        await rig.applied()
+        assert site.reals(WEB) == {"10.1.1.2": 1, "10.1.1.3": 1}
+
+
+async def test_what_was_kept_is_forgotten_where_the_store_tells_everything_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(monkeypatch) as rig:
+        rig.snapshot(WALK_THROUGH)
+        await rig.applied()
+        rig.store.told = LedgerImage(rig.site.revision, 7, {}, (0, b""))
+    site = rig.site
+    site.start()
+    async with running(monkeypatch, site=site) as rig:
+        rig.snapshot({"web/endpoints/a": None})
+        await rig.applied()
+        rig.change({"web/endpoints/b": "10.1.1.3"})
+        await rig.applied()
+        assert "10.1.1.3" in site.reals(WEB)
+
+
+async def test_what_changes_is_kept_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch, with_proxy(resync=0.01)) as rig:
+        path = rig.site.directory / "kept"
+        rig.snapshot(WALK_THROUGH)
+        rig.store.told = LedgerImage(2, 7, {}, (0, b""))
+        await rig.until(path.exists, "kept")
+        first = path.stat().st_mtime_ns
+        monkeypatch.setattr(rig.keeper, "_next", 0.0)
+        rig.change({"web/endpoints/b": "10.1.1.3"})
+        await rig.until(lambda: path.stat().st_mtime_ns != first, "kept anew")
+
+
+async def test_what_cannot_be_kept_is_told_and_harms_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(monkeypatch) as rig:
+        rig.snapshot(WALK_THROUGH)
+        await rig.applied()
+        rig.store.told = LedgerImage(2, 7, {}, (0, b""))
+        (rig.site.directory / "kept.new").mkdir()
+    assert "kept cannot be written" in caplog.text
+    assert WEB in rig.site.kernel.servers
