@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from edgeproxy.address import Address, Network, is_ipv4, text
+from edgeproxy.address import Address, Network, is_ipv4, text, within
 from edgeproxy.books import ElementKey, HealthCheck, Part, Target, key_of
 from edgeproxy.catalog import EndpointEntry, ServiceEntry
 from edgeproxy.claims import LostClaim, NodePortClaim
@@ -221,9 +221,7 @@ class _Compilation:
         if backend.address in self._host.node.addresses:
             return False
         return (
-            proxy.masquerade is Masquerade.NONE
-            or backend.local
-            or any(backend.address in cidr for cidr in proxy.local_cidrs)
+            proxy.masquerade is Masquerade.NONE or backend.local or within(proxy.local_cidrs)(backend.address)
         )
 
     def _register(self, frontend: Frontend, chain: Chain) -> None:
@@ -238,7 +236,7 @@ class _Compilation:
                 self._element(Element(SetName.UNANSWERED, (frontend.address,)))
 
     def _in_service_cidrs(self, address: Address) -> bool:
-        return any(address in cidr for cidr in self._host.proxy.service_cidrs)
+        return within(self._host.proxy.service_cidrs)(address)
 
     def _element(self, element: Element) -> None:
         self._elements[key_of(element)] = element
@@ -271,7 +269,7 @@ class _Compilation:
         path = "externalIPs" if listed else "loadBalancerIPs"
         if what is not None:
             why = f"{text(address)} is {what}: serving it would cut this host off from it"
-        elif not any(address in cidr for cidr in self._host.proxy.external_cidrs):
+        elif not within(self._host.proxy.external_cidrs)(address):
             why = f"{text(address)} is outside [proxy] external_cidrs"
         else:
             return True
@@ -280,20 +278,15 @@ class _Compilation:
 
     def _usable_endpoints(self) -> tuple[EndpointEntry, ...]:
         proxy = self._host.proxy
+        of_services, of_anchors = within(proxy.service_cidrs), within(proxy.anchor_cidrs)
         usable = []
         for entry in self._entry.endpoints:
             address = entry.endpoint.address
-            kind = next(
-                (
-                    name
-                    for name, networks in (("service", proxy.service_cidrs), ("anchor", proxy.anchor_cidrs))
-                    if any(address in network for network in networks)
-                ),
-                None,
-            )
-            if kind is None:
+            in_services = of_services(address)
+            if not in_services and not of_anchors(address):
                 usable.append(entry)
                 continue
+            kind = "service" if in_services else "anchor"
             why = f"{text(address)} lies inside [proxy] {kind}_cidrs: an endpoint must be a real host"
             self._findings.append(Finding(entry.key, entry.mod_revision, "address", Reason.REFUSED, why))
         return tuple(usable)

@@ -45,6 +45,9 @@ DRAIN_TICK = 1.0
 RETRY_FIRST, RETRY_MOST = 1.0, 30.0
 NOTICE_REST = 0.05
 """Seconds to let a burst of notices (an interface coming up, a firewall reloading) end."""
+BREATH = 0.005
+"""Seconds of work between two looks at everything else. Most changes are done sooner: a turn of asyncio costs as
+much as they do."""
 AUDIT_SHARE = 0.001
 """Share of the time that goes into looking for changes of IPVS by others, which nothing announces."""
 
@@ -75,7 +78,6 @@ class Loop:
         self._after_sync = after_sync
         self._watchdog = systemd.Watchdog.from_environment()
         self._wake = asyncio.Event()
-        self._taken = asyncio.Event()
         self._stopping = False
         self._reload: Callable[[], Awaitable[None]] | None = None
         self._started, self._started_wall = time.monotonic(), time.time()
@@ -130,7 +132,7 @@ class Loop:
         events = asyncio.get_running_loop()
         events.add_reader(host.fileno(), self._on_host, host)
         events.add_reader(rules.fileno(), self._on_rules, rules)
-        store = asyncio.create_task(self._watch_store(), name="wake for the store")
+        self._store.changes.subscribe(self._on_store)
         try:
             systemd.status("waiting for etcd")
             while not self._stopping:
@@ -142,21 +144,16 @@ class Loop:
             events.remove_reader(rules.fileno())
             host.close()
             rules.close()
-            for task in (store, self._resolver.task):
-                if task is not None:
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await task
+            if (task := self._resolver.task) is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
 
-    async def _watch_store(self) -> None:
-        while True:
-            await self._store.changes.wait()
-            self._received.append(time.monotonic())
-            self._health.queued()
-            self._metrics.queued()
-            self._wake.set()
-            self._taken.clear()
-            await self._taken.wait()
+    def _on_store(self) -> None:
+        self._received.append(time.monotonic())
+        self._health.queued()
+        self._metrics.queued()
+        self._wake.set()
 
     def _on_host(self, watch: HostWatch) -> None:
         if watch.read():
@@ -171,11 +168,9 @@ class Loop:
     async def _wait(self) -> None:
         """Until something happens or a clock is due."""
         due = min(self._clocks(), default=float("inf")) - time.monotonic()
-        try:
-            timeout = None if due == float("inf") else max(due, 0.0)
-            await asyncio.wait_for(self._wake.wait(), timeout)
-        except TimeoutError:
-            pass
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if due == float("inf") else max(due, 0.0)):
+                await self._wake.wait()
         self._wake.clear()
         self._watchdog.progress()
 
@@ -242,7 +237,6 @@ class Loop:
                     self._recall(revision)
                     self._reconciler.apply(events, revision, gap=gap)
                     self._note_times(events)
-        self._taken.set()
 
     def _recall(self, revision: int) -> None:
         """The store goes on where the state on disk ends: begin with that."""
@@ -279,16 +273,19 @@ class Loop:
 
     async def _work(self, steps: Iterator[None], *, full: bool) -> None:
         """Run work of the reconciler step by step; changes that come meanwhile are synced in between."""
-        began = time.monotonic()
+        began = breath = time.monotonic()
         received, self._received = self._received, []
         revision = self._reconciler.applied
         try:
             for _ in steps:
                 self._watchdog.progress()
+                if time.monotonic() < breath + BREATH:
+                    continue
                 await asyncio.sleep(0)
-                if full and self._synced_once and not self._taken.is_set():
+                if full and self._synced_once and self._store.changes.waiting:
                     self._take_changes()
                     await self._work(self._reconciler.sync(), full=False)
+                breath = time.monotonic()
         except KERNEL_TROUBLE as error:
             self._received = received + self._received
             self._failed(error, began)

@@ -40,18 +40,19 @@ class Tuning:
 
     def __init__(self, apply: Callable[[Sequence[Sysctl]], tuple[Outcome, ...]] = sysctl.apply) -> None:
         self._apply = apply
-        self._outcomes: tuple[Outcome, ...] = ()
+        self._findings: tuple[Finding, ...] = ()
         self.ipv6 = False
 
     def apply(self, *, ipv6: bool) -> None:
         """Check all settings, write those that differ. ipv6: whether IPv6 services exist."""
         self.ipv6 = ipv6
-        self._outcomes = self._apply(wanted(platform.release(), ipv6=ipv6))
+        outcomes = self._apply(wanted(platform.release(), ipv6=ipv6))
+        self._findings = tuple(
+            Finding("", 0, outcome.name, Reason.SYSCTL, str(outcome))
+            for outcome in outcomes
+            if not outcome.good
+        )
 
     def findings(self) -> tuple[Finding, ...]:
         """The settings that are not as they should be."""
-        return tuple(
-            Finding("", 0, outcome.name, Reason.SYSCTL, str(outcome))
-            for outcome in self._outcomes
-            if not outcome.good
-        )
+        return self._findings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 
 from edgeproxy.etcd.changes import Batch, Change, Snapshot, coalesce
 
@@ -21,15 +21,25 @@ class Delivery:
         self._backlog = backlog
         self._waiting: list[Change] = []
         self._filled = asyncio.Event()
+        self._tell: Callable[[], None] = _nobody
+
+    def subscribe(self, tell: Callable[[], None]) -> None:
+        """Have something called, inside the reader, whenever the first change begins to wait."""
+        self._tell = tell
+        if self._waiting:
+            tell()
 
     def put(self, change: Change) -> None:
         """Add a change."""
+        first = not self._waiting
         if isinstance(change, Snapshot):
             self._waiting.clear()
         self._waiting.append(change)
         if len(self._waiting) > self._backlog + 1:
             self._coalesce()
         self._filled.set()
+        if first:
+            self._tell()
 
     @property
     def waiting(self) -> bool:
@@ -46,17 +56,12 @@ class Delivery:
         self._filled.clear()
         return waiting
 
-    async def __aiter__(self) -> AsyncIterator[Change]:
-        """Change by change, for ever."""
-        while True:
-            await self.wait()
-            change = self._waiting.pop(0)
-            if not self._waiting:
-                self._filled.clear()
-            yield change
-
     def _coalesce(self) -> None:
         self.coalesced += 1
         snapshots = [change for change in self._waiting if isinstance(change, Snapshot)]
         batches = [change for change in self._waiting if isinstance(change, Batch)]
         self._waiting = [*snapshots, coalesce(batches)]
+
+
+def _nobody() -> None:
+    """Who is told before anybody has subscribed."""

@@ -14,6 +14,7 @@ from edgeproxy.address import (
     special_kind,
     text,
     with_port,
+    within,
 )
 
 ADDRESSES = st.ip_addresses()
@@ -103,3 +104,14 @@ def test_special_addresses(value: str, kind: str | None) -> None:
 def test_ports_follow_addresses_as_in_a_url() -> None:
     assert with_port(parse("10.1.1.2"), 80) == "10.1.1.2:80"
     assert with_port(parse("fd00::2"), 80) == "[fd00::2]:80"
+
+
+@given(st.lists(NETWORKS, max_size=4), ADDRESSES)
+def test_to_lie_within_networks_is_to_lie_in_one_of_them(
+    networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network],
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
+    inside = within(tuple(parse_network(str(network)) for network in networks))
+    edges = [edge for network in networks for edge in (network[0], network[-1])]
+    for each in (address, *edges):
+        assert inside(Address(each.packed)) == any(each in network for network in networks)

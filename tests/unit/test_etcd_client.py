@@ -156,15 +156,13 @@ async def test_a_backlog_stays_bounded_behind_its_snapshot() -> None:
     assert [one.mod_revision for one in last.events] == [197, 198, 199]
 
 
-async def test_delivery_can_be_iterated() -> None:
+async def test_who_subscribes_is_told_when_something_begins_to_wait() -> None:
     delivery = Delivery(backlog=5)
-    batches = [Batch(revision, (event(b"a", revision),)) for revision in (2, 3)]
-    for batch in batches:
-        delivery.put(batch)
-    got = []
-    async for change in delivery:
-        got.append(change)
-        if len(got) == 2:
-            break
-    assert got == batches
-    assert delivery.drain() == []
+    delivery.put(Batch(2, (event(b"a", 2),)))
+    told: list[bool] = []
+    delivery.subscribe(lambda: told.append(delivery.waiting))
+    delivery.put(Batch(3, (event(b"a", 3),)))
+    assert told == [True]
+    delivery.drain()
+    delivery.put(Batch(4, (event(b"a", 4),)))
+    assert told == [True, True]
