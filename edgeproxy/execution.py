@@ -12,17 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 
 from edgeproxy.address import Network, is_ipv4
+from edgeproxy.booking import enter
 from edgeproxy.books import Actual, Drain, key_of
 from edgeproxy.kernel.conntrack import Conntrack
 from edgeproxy.kernel.ipvs import Ipvs
 from edgeproxy.kernel.ipvs_operations import (
-    AddReal,
     AddVirtual,
-    EditReal,
-    EditVirtual,
     Failure,
     Operation,
-    RemoveReal,
     RemoveVirtual,
 )
 from edgeproxy.kernel.nft import ElementRefusedError, Nft
@@ -158,29 +155,18 @@ class Executor:
         for failures in self._wires.ipvs.apply_in_slices(operations):
             self.failures.extend(failures)
             yield
-        failed = {id(failure.operation) for failure in self.failures}
-        done = [operation for operation in operations if id(operation) not in failed]
+        done = operations
+        if self.failures:
+            failed = {id(failure.operation) for failure in self.failures}
+            done = [operation for operation in operations if id(operation) not in failed]
+            self._count([operation for operation in operations if id(operation) in failed], "failed")
         self._count(done, "done")
-        self._count([operation for operation in operations if id(operation) in failed], "failed")
-        for operation in done:
-            self._note_operation(operation)
+        enter(done, self._actual)
         self._note_foreign()
 
     def _count(self, operations: Sequence[Operation], result: str) -> None:
         for kind, count in Counter(map(type, operations)).items():
             self.counts[kind.__name__, result] += count
-
-    def _note_operation(self, operation: Operation) -> None:
-        actual = self._actual
-        match operation:
-            case AddReal() | EditReal():
-                actual.set_real(operation.frontend, operation.real)
-            case RemoveReal():
-                actual.remove_real(operation.frontend, (operation.address, operation.port))
-            case AddVirtual() | EditVirtual():
-                actual.set_server(operation.server)
-            case RemoveVirtual():
-                actual.remove_server(operation.frontend)
 
     def _note_foreign(self) -> None:
         """Virtual servers that turned out to be somebody else's; the writer gave them nothing."""

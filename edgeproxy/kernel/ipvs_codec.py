@@ -129,14 +129,24 @@ def frontend_identity(frontend: Frontend) -> bytes:
 
 
 def _address_identity(address: Address, protocol: int, port: int) -> bytes:
-    return b"".join(
-        (
-            netlink.u16(ServiceField.AF, _family(address)),
-            netlink.u16(ServiceField.PROTOCOL, protocol),
-            netlink.attribute(ServiceField.ADDR, address),
-            netlink.be16(ServiceField.PORT, port),
-        )
+    return _before_service_address(protocol, len(address)) + address + _service_port(port)
+
+
+@functools.lru_cache(maxsize=16)
+def _before_service_address(protocol: int, length: int) -> bytes:
+    """The fields that name a virtual server, up to its address, which is so long."""
+    address = bytes(length)
+    fields = (
+        netlink.u16(ServiceField.AF, _family(Address(address))),
+        netlink.u16(ServiceField.PROTOCOL, protocol),
+        netlink.attribute(ServiceField.ADDR, address),
     )
+    return b"".join(fields)[:-length]
+
+
+@functools.lru_cache(maxsize=256)
+def _service_port(port: int) -> bytes:
+    return netlink.be16(ServiceField.PORT, port)
 
 
 def _family(address: Address) -> int:
@@ -156,20 +166,27 @@ def service_identity(entry: VirtualServerEntry) -> bytes:
 
 def encode_service(entry: VirtualServerEntry) -> bytes:
     """The SERVICE attribute with everything NEW_SERVICE and SET_SERVICE need."""
-    if entry.family == AF_INET:
-        netmask = netlink.be32(ServiceField.NETMASK, entry.netmask)
-    else:
-        netmask = netlink.u32(ServiceField.NETMASK, entry.netmask)
+    settings = _service_settings(
+        entry.scheduler, entry.flags, entry.timeout, entry.netmask, entry.persistence_engine, entry.family
+    )
+    return netlink.nested(Field.SERVICE, service_identity(entry)[4:], settings)
+
+
+@functools.lru_cache(maxsize=256)
+def _service_settings(
+    scheduler: str, flags: int, timeout: int, netmask: int, engine: str, family: int
+) -> bytes:
+    """The fields of a SERVICE attribute that can be edited; most virtual servers have the same."""
+    encode = netlink.be32 if family == AF_INET else netlink.u32
     parts = [
-        service_identity(entry)[4:],
-        netlink.string(ServiceField.SCHED_NAME, entry.scheduler),
-        netlink.attribute(ServiceField.FLAGS, _FLAGS.pack(entry.flags & _WRITABLE_FLAGS, _WRITABLE_FLAGS)),
-        netlink.u32(ServiceField.TIMEOUT, entry.timeout),
-        netmask,
+        netlink.string(ServiceField.SCHED_NAME, scheduler),
+        netlink.attribute(ServiceField.FLAGS, _FLAGS.pack(flags & _WRITABLE_FLAGS, _WRITABLE_FLAGS)),
+        netlink.u32(ServiceField.TIMEOUT, timeout),
+        encode(ServiceField.NETMASK, netmask),
     ]
-    if entry.persistence_engine:
-        parts.append(netlink.string(ServiceField.PE_NAME, entry.persistence_engine))
-    return netlink.nested(Field.SERVICE, *parts)
+    if engine:
+        parts.append(netlink.string(ServiceField.PE_NAME, engine))
+    return b"".join(parts)
 
 
 def destination_identity(address: Address, port: int) -> bytes:
@@ -206,8 +223,9 @@ def encode_real_server(real: RealServer) -> bytes:
     All real servers of a service differ in their address only: what stands before and after it is kept.
     """
     address = real.address
-    four = len(address) == IPV4_LENGTH
-    return (_BEFORE_4 if four else _BEFORE_6) + address + _after_address(real.port, real.weight, four)
+    if len(address) == IPV4_LENGTH:
+        return _BEFORE_4 + address + _after_address(real.port, real.weight, True)
+    return _BEFORE_6 + address + _after_address(real.port, real.weight, False)
 
 
 @functools.lru_cache(maxsize=256)

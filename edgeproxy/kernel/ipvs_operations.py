@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 
 import msgspec
 
@@ -157,6 +158,23 @@ def target(operation: Operation) -> Target:
     if isinstance(operation, AddReal | EditReal):
         return operation.frontend, operation.real.address, operation.real.port
     return operation.frontend, Address(b""), 0
+
+
+def encode_all(operations: Iterable[Operation]) -> list[bytes]:
+    """As :func:`encode` of each; the real servers of one virtual server, which usually follow each other, share
+    what names it."""
+    payloads = []
+    frontend: Frontend | None = None
+    head = b""
+    for operation in operations:
+        if type(operation) is not AddReal:
+            payloads.append(encode(operation))
+            continue
+        if operation.frontend is not frontend:
+            frontend = operation.frontend
+            head = _NEW_DEST + codec.frontend_identity(frontend)
+        payloads.append(head + codec.encode_real_server(operation.real))
+    return payloads
 
 
 def encode(operation: Operation) -> bytes:

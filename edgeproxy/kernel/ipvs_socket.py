@@ -92,13 +92,7 @@ class IpvsSocket(NetlinkUser):
     def _tell_once(self, payloads: Sequence[bytes]) -> list[tuple[int, Answer]]:
         sequences = self._netlink.sequences(len(payloads))
         last = sequences[-1]
-        family, plain, final = self._family, Flag.REQUEST, Flag.REQUEST | Flag.ACK
-        datagram = b"".join(
-            [
-                netlink.message(family, final if sequence == last else plain, sequence, payload)
-                for sequence, payload in zip(sequences, payloads, strict=True)
-            ]
-        )
+        datagram = netlink.batch(self._family, sequences, payloads)
         refused = []
         for reply in self._netlink.exchange(datagram, (last,)):
             said = netlink.answer(reply)

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -28,7 +29,7 @@ from edgeproxy.kernel.ipvs_operations import (
     EditVirtual,
     Failure,
     Operation,
-    encode,
+    encode_all,
     failure,
     follow_up,
     target,
@@ -47,8 +48,8 @@ _EDITS_IN_A_BATCH = 4
 _ROUNDS = 3
 
 
-class Order(msgspec.Struct, frozen=True, gc=False):
-    """What is to be done, and what it is done for: the operation the caller gave."""
+class Again(msgspec.Struct, frozen=True, gc=False):
+    """What is to be done in place of an operation that was refused, and that operation."""
 
     operation: Operation
     given: Operation
@@ -69,32 +70,32 @@ class Writer:
         Raises:
             RefusedError: EPERM, nothing of it can be done (CAP_NET_ADMIN is missing).
         """
-        return self._run([Order(operation, operation) for operation in operations], _ROUNDS)
+        return self._run(operations, {}, _ROUNDS)
 
-    def _run(self, orders: Sequence[Order], rounds: int) -> Iterator[list[Failure]]:
+    def _run(
+        self, operations: Sequence[Operation], given: Mapping[int, Operation], rounds: int
+    ) -> Iterator[list[Failure]]:
+        """given: by `id`, what the caller gave where another operation is tried in its place."""
         if not rounds:
-            yield [failure(order.given, errno.EAGAIN) for order in orders]
+            yield [failure(given.get(id(operation), operation), errno.EAGAIN) for operation in operations]
             return
+        edits = [at for at, operation in enumerate(operations) if type(operation) is EditVirtual]
         start = 0
-        while start < len(orders):
-            part = self._next_batch(orders, start)
+        while start < len(operations):
+            part = operations[start : self._end_of_batch(start, len(operations), edits)]
             start += len(part)
             began = time.monotonic()
-            failures, again = self._do(part)
+            failures, again = self._do(part, given)
             self._adapt(len(part), time.monotonic() - began)
             yield failures
             if again:
-                yield from self._run(again, rounds - 1)
+                instead = {id(each.operation): each.given for each in again}
+                yield from self._run([each.operation for each in again], instead, rounds - 1)
 
-    def _next_batch(self, orders: Sequence[Order], start: int) -> Sequence[Order]:
-        end = min(start + self._batch, len(orders))
-        edits = 0
-        for at in range(start, end):
-            if isinstance(orders[at].operation, EditVirtual):
-                edits += 1
-                if edits == _EDITS_IN_A_BATCH:
-                    return orders[start : at + 1]
-        return orders[start:end]
+    def _end_of_batch(self, start: int, end: int, edits: Sequence[int]) -> int:
+        end = min(start + self._batch, end)
+        last = bisect_left(edits, start) + _EDITS_IN_A_BATCH - 1
+        return min(end, edits[last] + 1) if last < len(edits) else end
 
     def _adapt(self, done: int, took: float) -> None:
         if took > SLICE_SECONDS:
@@ -102,61 +103,66 @@ class Writer:
         elif took < SLICE_SECONDS / 2:
             self._batch = min(self._largest, max(self._batch, done * 2))
 
-    def _do(self, orders: Sequence[Order]) -> tuple[list[Failure], list[Order]]:
+    def _do(
+        self, operations: Sequence[Operation], given: Mapping[int, Operation]
+    ) -> tuple[list[Failure], list[Again]]:
         """What of a batch failed, and what has to be done in place of some of it."""
-        first, rest = _new_servers_first(orders)
+        first, rest = _new_servers_first(operations)
         failures: list[Failure] = []
-        again: list[Order] = []
+        again: list[Again] = []
         if first:
-            failures, again = self._send(first)
-            for order in first:
-                self._barred.pop(order.operation.frontend, None)
+            failures, again = self._send(first, given)
+            for operation in first:
+                self._barred.pop(operation.frontend, None)
             for failed in failures:
                 self._barred[failed.operation.frontend] = errno.EEXIST if failed.foreign else errno.ESRCH
         if self._barred:
-            barred = [order for order in rest if order.operation.frontend in self._barred]
-            rest = [order for order in rest if order.operation.frontend not in self._barred]
-            failures += [failure(order.given, self._barred[order.operation.frontend]) for order in barred]
+            barred = [operation for operation in rest if operation.frontend in self._barred]
+            rest = [operation for operation in rest if operation.frontend not in self._barred]
+            failures += [failure(given.get(id(o), o), self._barred[o.frontend]) for o in barred]
         if rest:
-            more_failures, more = self._send(rest)
+            more_failures, more = self._send(rest, given)
             failures += more_failures
             again += more
         return failures, again
 
-    def _send(self, orders: Sequence[Order]) -> tuple[list[Failure], list[Order]]:
-        refused = self._socket.tell([encode(order.operation) for order in orders])
+    def _send(
+        self, operations: Sequence[Operation], given: Mapping[int, Operation]
+    ) -> tuple[list[Failure], list[Again]]:
+        refused = self._socket.tell(encode_all(operations))
         failures: list[Failure] = []
-        again: list[Order] = []
-        last = {target(order.operation): at for at, order in enumerate(orders)} if refused else {}
+        again: list[Again] = []
+        last = {target(operation): at for at, operation in enumerate(operations)} if refused else {}
         for at, said in refused:
-            order = orders[at]
-            then = self._judge(order, said)
+            operation = operations[at]
+            asked = given.get(id(operation), operation)
+            then = self._judge(operation, asked, said)
             if isinstance(then, Failure):
                 failures.append(then)
-            elif then is not None and last[target(order.operation)] == at:
+            elif then is not None and last[target(operation)] == at:
                 # Unless a later operation of this batch has settled the same target already.
-                again.append(Order(then, order.given))
+                again.append(Again(then, asked))
         return failures, again
 
-    def _judge(self, order: Order, said: Answer) -> Operation | Failure | None:
+    def _judge(self, operation: Operation, asked: Operation, said: Answer) -> Operation | Failure | None:
         if said.errno == errno.EPERM:
-            raise RefusedError(f"{order.given} (changing IPVS needs CAP_NET_ADMIN)", said)
-        then = follow_up(order.operation, said.errno, said.reason)
-        return failure(order.given, said.errno, said.reason) if isinstance(then, Failure) else then
+            raise RefusedError(f"{asked} (changing IPVS needs CAP_NET_ADMIN)", said)
+        then = follow_up(operation, said.errno, said.reason)
+        return failure(asked, said.errno, said.reason) if isinstance(then, Failure) else then
 
 
-def _new_servers_first(orders: Sequence[Order]) -> tuple[Sequence[Order], Sequence[Order]]:
+def _new_servers_first(operations: Sequence[Operation]) -> tuple[Sequence[Operation], Sequence[Operation]]:
     """The new virtual servers, and all else in order. One whose frontend was acted on before stays in place."""
-    first: list[Order] = []
-    rest: list[Order] = []
+    first: list[Operation] = []
+    rest: list[Operation] = []
     seen: set[Frontend] = set()
     last: Frontend | None = None
-    for order in orders:
-        frontend = order.operation.frontend
-        if isinstance(order.operation, AddVirtual) and frontend not in seen:
-            first.append(order)
+    for operation in operations:
+        frontend = operation.frontend
+        if type(operation) is AddVirtual and frontend not in seen:
+            first.append(operation)
         else:
-            rest.append(order)
+            rest.append(operation)
         # Usually the same object as before; hashing it is what costs.
         if frontend is not last:
             seen.add(frontend)

@@ -24,7 +24,7 @@ import enum
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -144,6 +144,20 @@ def message(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
     """One whole message, padded, ready to be joined with others. The kernel fills in the port id."""
     length = HEADER_LENGTH + len(payload)
     return _HEADER.pack(length, kind, flags, sequence, 0) + payload + _PADDING[length & 3]
+
+
+def batch(kind: int, sequences: Sequence[int], payloads: Sequence[bytes]) -> bytes:
+    """Requests of one kind as one datagram, of which only the last asks for an acknowledgement.
+
+    Payloads must be padded, as those of generic netlink are.
+    """
+    pack, plain = _HEADER.pack, int(Flag.REQUEST)
+    *before, last = payloads
+    messages = [
+        pack(HEADER_LENGTH + len(payload), kind, plain, sequence, 0) + payload
+        for sequence, payload in zip(sequences, before, strict=False)
+    ]
+    return b"".join((*messages, message(kind, Flag.REQUEST | Flag.ACK, sequences[-1], last)))
 
 
 def generic_header(command: int, version: int = 1) -> bytes:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from edgeproxy.address import parse_network
+from edgeproxy.booking import enter
 from edgeproxy.books import Actual, Desired, Touched, key_of
 from edgeproxy.catalog import Catalog
 from edgeproxy.compile import Host, compile_service
 from edgeproxy.etcd.changes import Event, KeyValue
 from edgeproxy.kernel import netlink
-from edgeproxy.kernel.ipvs_operations import AddReal, AddVirtual, EditReal, Operation, RemoveReal, encode
+from edgeproxy.kernel.ipvs_operations import encode_all
 from edgeproxy.kernel.ipvs_socket import LARGEST_BATCH
-from edgeproxy.kernel.netlink import Flag
 from edgeproxy.kernel.nft_codec import Command, changes
 from edgeproxy.plan import Held, Plan, Planner
 from edgeproxy.selection import Node
@@ -64,7 +64,7 @@ class Pipeline:
         size = 0
         for start in range(0, len(plan.ipvs), LARGEST_BATCH):
             part = plan.ipvs[start : start + LARGEST_BATCH]
-            size += len(b"".join(netlink.message(_FAMILY, Flag.REQUEST, 1, encode(each)) for each in part))
+            size += len(netlink.batch(_FAMILY, range(1, len(part) + 1), encode_all(part)))
         return size + sum(len(each.payload) for each in changes(Command.NEW_ELEMENTS, plan.add_elements, {}))
 
     def apply(self, event: Event) -> int:
@@ -74,19 +74,5 @@ class Pipeline:
 
     def accept(self, plan: Plan) -> None:
         """Note a plan as done: the book of actual state holds it from here on."""
-        note(self.actual, plan.ipvs)
+        enter(plan.ipvs, self.actual)
         self.actual.elements.update((key_of(element), element) for element in plan.add_elements)
-
-
-def note(actual: Actual, operations: Sequence[Operation]) -> None:
-    """Enter operations as if a kernel had done them."""
-    for operation in operations:
-        match operation:
-            case AddVirtual():
-                actual.set_server(operation.server)
-            case AddReal() | EditReal():
-                actual.set_real(operation.frontend, operation.real)
-            case RemoveReal():
-                actual.remove_real(operation.frontend, (operation.address, operation.port))
-            case _:
-                raise AssertionError(f"the benchmark plans no {operation}")
