@@ -123,6 +123,7 @@ class FakeIpvs(Ipvs):
 
     def __init__(self, kernel: FakeKernel) -> None:
         self._socket = cast(IpvsSocket, FakeIpvsSocket(kernel))
+        self._listing = None
 
 
 class FakeIpvsSocket:

@@ -2,13 +2,16 @@
 
 How writing works is told in :mod:`edgeproxy.kernel.ipvs_writer`.
 
-Reading. The kernel lists virtual servers in one dump, but destinations only per virtual server,
-and a socket can have one dump under way: an IPVS dump that has anything to say is never finished
-inside `send` (ip_vs_genl_dump_dests returns the length, so it is called again), the next request
-in the datagram is refused with EBUSY. So it is one `send` and two `recv` per virtual server,
-which costs the kernel about as much as printing /proc/net/ip_vs; that file shows neither
-scheduler flags nor thresholds nor tunnels. Nearly all the time was spent in decoding, so that is
-what was made fast (:func:`~edgeproxy.kernel.ipvs_codec.decode_destinations`).
+Reading. Netlink tells everything. It lists virtual servers in one dump, but destinations only per
+virtual server, and a socket can have one dump under way: an IPVS dump that has anything to say is
+never finished inside `send` (ip_vs_genl_dump_dests returns the length, so it is called again), the
+next request in the datagram is refused with EBUSY. So it is one `send` and two `recv` per virtual
+server, in which the kernel looks for it, and for the destination to go on with, from the start.
+
+/proc/net/ip_vs tells less (:mod:`edgeproxy.kernel.ipvs_listing`), but of a page full of virtual
+servers per `read`. At a start all of IPVS is read, so there the destinations come from the file
+(:meth:`Ipvs.read_in_slices`); whatever has to be known in full, or of few virtual servers, is
+asked of netlink.
 
 Errors: :class:`NoIpvsError` if the kernel has no IPVS; those of :mod:`edgeproxy.kernel.netlink`.
 """
@@ -16,6 +19,8 @@ Errors: :class:`NoIpvsError` if the kernel has no IPVS; those of :mod:`edgeproxy
 from __future__ import annotations
 
 import errno
+import io
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -30,12 +35,18 @@ from edgeproxy.kernel.ipvs_entries import (
     VirtualServerEntry,
     VirtualServerState,
 )
+from edgeproxy.kernel.ipvs_listing import Listed, Listing
 from edgeproxy.kernel.ipvs_operations import Failure, Operation
 from edgeproxy.kernel.ipvs_socket import LARGEST_BATCH, IpvsSocket
 from edgeproxy.kernel.ipvs_writer import SLICE_SECONDS, Writer
 from edgeproxy.kernel.netlink import RefusedError
 from edgeproxy.kernel.netlink_socket import Closing
 from edgeproxy.model import Frontend
+
+# Of this thread; /proc/net is that of the process's first thread.
+_LISTING = "/proc/thread-self/net/ip_vs"
+# The kernel gives at most a page at a time, more only where a virtual server alone needs more.
+_PIECE = 64 << 10
 
 
 class Ipvs(Closing):
@@ -47,10 +58,13 @@ class Ipvs(Closing):
 
     def __init__(self) -> None:
         self._socket = IpvsSocket()
+        self._listing = _open_listing()
 
     def close(self) -> None:
-        """Close the socket; may be called twice."""
+        """Close the descriptors; may be called twice."""
         self._socket.close()
+        if self._listing is not None:
+            self._listing.close()
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -77,11 +91,18 @@ class Ipvs(Closing):
     # -- reading -------------------------------------------------------------------------------
 
     def dump(self, *, statistics: bool = False) -> list[VirtualServerState]:
-        """All virtual servers of this namespace with their destinations, anyone's."""
-        return [state for part in self.read_in_slices(statistics=statistics) for state in part]
+        """All virtual servers of this namespace with their destinations, anyone's, everything of them."""
+        return [
+            VirtualServerState(server, self._destinations(server, statistics=statistics))
+            for server in self._virtual_servers(statistics=statistics)
+        ]
 
-    def read_in_slices(self, *, statistics: bool = False) -> Iterator[list[VirtualServerState]]:
-        """As :meth:`dump`, but yields every :data:`SLICE_SECONDS` what was read since.
+    def read_in_slices(self) -> Iterator[list[VirtualServerState]]:
+        """All virtual servers as :meth:`dump`, in less than half the time and without some details.
+
+        Yields every :data:`SLICE_SECONDS` what was read since. Of masqueraded destinations it does
+        not see thresholds, persistence templates (both are 0) and a forwarding method no tool
+        sets; :meth:`dump_frontends` does, so an audit finds within its cycle what was set by hand.
 
         It is no snapshot: what changes meanwhile may be seen in its old or in its new state, and a
         virtual server that is removed meanwhile may hide another one. A writer that acts on it
@@ -89,8 +110,8 @@ class Ipvs(Closing):
         """
         began = time.monotonic()
         done: list[VirtualServerState] = []
-        for server in self._virtual_servers(statistics=statistics):
-            done.append(VirtualServerState(server, self._destinations(server, statistics=statistics)))
+        for states in self._states():
+            done += states
             if time.monotonic() - began > SLICE_SECONDS:
                 yield done
                 began, done = time.monotonic(), []
@@ -120,6 +141,50 @@ class Ipvs(Closing):
         if state is None:
             return {}
         return {(entry.address, entry.port): (entry.active, entry.inactive) for entry in state.destinations}
+
+    def _states(self) -> Iterator[list[VirtualServerState]]:
+        """Virtual servers in small parts: those the listing tells of, then all others."""
+        pending: dict[Frontend, VirtualServerEntry] = {}
+        others: list[VirtualServerEntry] = []
+        for server in self._virtual_servers(statistics=False):
+            frontend = server.frontend
+            if frontend is None:
+                others.append(server)
+            else:
+                pending[frontend] = server
+        for part in self._listed():
+            yield [
+                VirtualServerState(pending.pop(frontend), destinations)
+                for frontend, destinations in part
+                if frontend in pending
+            ]
+        for server in (*others, *pending.values()):
+            yield [VirtualServerState(server, self._destinations(server, statistics=False))]
+
+    def _listed(self) -> Iterator[list[Listed]]:
+        """What the listing tells, a page at a time; nothing where there is none.
+
+        That is not all. To go on after a page the kernel counts the virtual servers of this
+        namespace from the start (ip_vs_info_array), but while it prints it counts those of others
+        too (ip_vs_info_seq_next): so where there are others, it skips some of this one. And it
+        skips or repeats some where virtual servers are removed or made meanwhile.
+        """
+        if self._listing is None:
+            return
+        listing = Listing()
+        offset = 0
+        while True:
+            try:
+                # Not `read`: the position is the run's own, and 0 starts the kernel's count anew.
+                text = os.pread(self._listing.fileno(), _PIECE, offset)
+            except OSError:
+                # The module was unloaded since; netlink finds it again if it is back.
+                return
+            if not text:
+                break
+            offset += len(text)
+            yield listing.feed(text)
+        yield listing.end()
 
     def _virtual_servers(self, *, statistics: bool) -> list[VirtualServerEntry]:
         decode = partial(codec.decode_service, statistics=statistics)
@@ -165,3 +230,11 @@ class Ipvs(Closing):
             RefusedError: EINVAL, one is above 2147483647 jiffies: 24 days where HZ is 1000, 99 where it is 250.
         """
         self._socket.one(codec.encode_timeouts(timeouts), "set IPVS timeouts")
+
+
+def _open_listing() -> io.FileIO | None:
+    """The listing of this thread's network namespace, which it keeps; None without /proc."""
+    try:
+        return io.FileIO(_LISTING)
+    except OSError:
+        return None

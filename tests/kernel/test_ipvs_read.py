@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgeproxy.address import parse, text, with_port
+from edgeproxy.address import Address, parse, text, with_port
+from edgeproxy.kernel import ipvs as reader
 from edgeproxy.kernel.ipvs import Ipvs
 from edgeproxy.kernel.ipvs_entries import (
     AF_INET,
@@ -16,9 +17,10 @@ from edgeproxy.kernel.ipvs_entries import (
     VirtualServerEntry,
     VirtualServerState,
 )
-from edgeproxy.kernel.ipvs_operations import AddReal, AddVirtual, EditVirtual
+from edgeproxy.kernel.ipvs_operations import AddReal, AddVirtual, EditVirtual, Operation, RemoveVirtual
 from edgeproxy.kernel.netlink import RefusedError
 from edgeproxy.model import Frontend, Protocol, RealServer, VirtualServer
+from tests.kernel.engine import Site
 from tests.native.conftest import netns, sh  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("netns")
@@ -205,3 +207,130 @@ def test_timeouts_and_information(ipvs: Ipvs) -> None:
         ipvs.set_timeouts(Timeouts(tcp=30_000_000))
     information = ipvs.information()
     assert f"version {information.version} (size={information.connection_table_size})" in sh("ipvsadm", "-Ln")
+
+
+# -- all of it, in slices ----------------------------------------------------------------------
+
+HUGE = Frontend(parse("10.96.0.20"), Protocol.UDP, 53)
+
+# Beside RULES: what one line cannot tell, and families that are mixed.
+MORE_RULES = """\
+-A -u [fd00::11]:53 -s rr
+-a -u [fd00::11]:53 -r 10.1.1.2:53 -i -w 1
+-A -t 10.96.0.14:80 -s wlc
+-a -t 10.96.0.14:80 -r 10.1.1.2:80 -m -w 1
+-a -t 10.96.0.14:80 -r 10.1.1.3:80 -g -w 1
+-A -f 9 -6 -s wlc
+-a -f 9 -6 -r [fd00::3]:0 -m -w 1
+"""
+
+
+def many(first: int, count: int) -> list[Operation]:
+    """Virtual servers of both families and all protocols, 0 to 4 real servers each."""
+    operations: list[Operation] = []
+    for number in range(first, first + count):
+        four = number % 3 > 0
+        prefix = bytes((10, 97)) if four else parse("fd00:97::")[:14]
+        protocol = list(Protocol)[number % 7 % 3]
+        frontend = Frontend(Address(prefix + number.to_bytes(2)), protocol, 1000 + number)
+        operations.append(AddVirtual(VirtualServer(frontend, "wrr", 60 * (number % 2))))
+        for at in range(number % 5):
+            backend = parse(f"10.1.{number >> 8}.{number & 255}" if four else f"fd00:1::{number:x}")
+            operations.append(AddReal(frontend, RealServer(backend, 8000 + at, at * number * 1000)))
+    return operations
+
+
+def everything(states: list[VirtualServerState]) -> dict[object, VirtualServerState]:
+    """By what names a virtual server. Raises: one is there twice."""
+    found: dict[object, VirtualServerState] = {
+        (state.server.frontend, state.server.fwmark): state for state in states
+    }
+    assert len(found) == len(states)
+    return found
+
+
+def in_slices(ipvs: Ipvs) -> dict[object, VirtualServerState]:
+    return everything([state for part in ipvs.read_in_slices() for state in part])
+
+
+def without_listing(ipvs: Ipvs, patch: pytest.MonkeyPatch) -> dict[object, VirtualServerState]:
+    with patch.context() as patched:
+        patched.setattr(ipvs, "_listing", None)
+        return in_slices(ipvs)
+
+
+def asked(ipvs: Ipvs, patch: pytest.MonkeyPatch) -> int:
+    """Virtual servers whose destinations are asked of netlink in a run."""
+    count = 0
+    destinations = ipvs._destinations
+
+    def counted(server: VirtualServerEntry, *, statistics: bool) -> tuple[DestinationEntry, ...]:
+        nonlocal count
+        count += 1
+        return destinations(server, statistics=statistics)
+
+    with patch.context() as patched:
+        patched.setattr(ipvs, "_destinations", counted)
+        in_slices(ipvs)
+    return count
+
+
+def test_slices_tell_what_netlink_tells(ipvs: Ipvs, monkeypatch: pytest.MonkeyPatch) -> None:
+    sh("ipvsadm", "-R", script=RULES + MORE_RULES)
+    reals = [RealServer(parse(f"10.2.{n >> 8}.{n & 255}"), 53, n) for n in range(2000)]
+    operations = [*many(0, 600), AddVirtual(VirtualServer(HUGE, "rr")), *(AddReal(HUGE, r) for r in reals)]
+    assert ipvs.apply(operations) == []
+    expected = everything(ipvs.dump())
+    assert len(expected) == RULES.count("-A") + MORE_RULES.count("-A") + 601
+    assert len(expected[HUGE, 0].destinations) == 2000
+    assert in_slices(ipvs) == expected
+    assert without_listing(ipvs, monkeypatch) == expected
+    # The six that are no virtual servers of plain destinations; with that the file was made use of.
+    assert asked(ipvs, monkeypatch) == 6
+
+
+def test_other_namespaces_are_not_seen(ipvs: Ipvs, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Site() as site, site.in_namespace(Ipvs) as other:
+        # Neighbours in the kernel's table, which is one for all namespaces; some have the same name.
+        assert ipvs.apply(many(0, 400)) == []
+        assert other.apply(many(200, 400)) == []
+        for each in (ipvs, other):
+            expected = everything(each.dump())
+            assert len(expected) == 400
+            assert in_slices(each) == expected
+            # Wherever the thread is.
+            assert site.in_namespace(in_slices, each) == expected
+            assert asked(each, monkeypatch) < len(expected)
+
+
+def test_changes_meanwhile_hide_nothing_else(ipvs: Ipvs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "SLICE_SECONDS", 0)
+    assert ipvs.apply(many(0, 300)) == []
+    before = everything(ipvs.dump())
+    told: list[VirtualServerState] = []
+    gone: set[Frontend | None] = set()
+    made = 1000
+    for slices, part in enumerate(ipvs.read_in_slices()):
+        told += part
+        if slices % 2:
+            frontend = list(before.values())[slices % len(before)].server.frontend
+            assert frontend is not None
+            ipvs.apply([RemoveVirtual(frontend)])
+            gone.add(frontend)
+        else:
+            assert ipvs.apply(many(made, 5)) == []
+            made += 5
+    assert len(gone) > 5
+    found = everything(told)
+    assert found.keys() == before.keys()
+    assert all(found[name] == before[name] for name in before if found[name].server.frontend not in gone)
+
+
+def test_slices_do_not_see_thresholds(ipvs: Ipvs) -> None:
+    sh("ipvsadm", "-A", "-t", "10.96.0.10:8000", "-s", "rr")
+    sh("ipvsadm", "-a", "-t", "10.96.0.10:8000", "-r", "10.1.1.2:80", "-m", "-x", "100", "-y", "50")
+    (state,) = in_slices(ipvs).values()
+    assert state.destinations == (DestinationEntry(parse("10.1.1.2"), 80),)
+    audited = ipvs.dump_frontend(WEB)
+    assert audited is not None
+    assert not audited.destinations[0].plain
