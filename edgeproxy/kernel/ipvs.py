@@ -27,6 +27,7 @@ from functools import partial
 
 from edgeproxy.address import Address
 from edgeproxy.kernel import ipvs_codec as codec
+from edgeproxy.kernel import ipvs_layout as layout
 from edgeproxy.kernel.ipvs_codec import Command
 from edgeproxy.kernel.ipvs_entries import (
     DestinationEntry,
@@ -187,7 +188,7 @@ class Ipvs(Closing):
         yield listing.end()
 
     def _virtual_servers(self, *, statistics: bool) -> list[VirtualServerEntry]:
-        decode = partial(codec.decode_service, statistics=statistics)
+        decode = partial(codec.decode_service, statistics=True) if statistics else layout.decode_service
         return self._socket.dump(codec.request(Command.GET_SERVICE), "list IPVS virtual servers", decode)
 
     def _named(
@@ -201,14 +202,18 @@ class Ipvs(Closing):
                 if said.errno not in (0, errno.ESRCH):
                     raise RefusedError(f"read IPVS virtual server {name}", said)
                 if reply:
-                    found[name] = codec.decode_service(reply, statistics=statistics)
+                    found[name] = (
+                        codec.decode_service(reply, statistics=True)
+                        if statistics
+                        else layout.decode_service(reply)
+                    )
         return found
 
     def _destinations(self, server: VirtualServerEntry, *, statistics: bool) -> tuple[DestinationEntry, ...]:
         """The destinations of a server. One that is gone meanwhile has none: the kernel does not tell."""
         payload = codec.request(Command.GET_DEST, codec.service_identity(server))
         decode = partial(codec.decode_destination, family=server.family, statistics=statistics)
-        fast = None if statistics else codec.decode_destinations
+        fast = None if statistics else layout.decode_destinations
         return tuple(self._socket.dump(payload, "list IPVS destinations", decode, fast))
 
     # -- the rest ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from edgeproxy.address import Address, parse
 from edgeproxy.kernel import ipvs_codec as codec
+from edgeproxy.kernel import ipvs_layout as layout
 from edgeproxy.kernel import netlink
 from edgeproxy.kernel.ipvs_codec import Command, DestinationField, Field, ServiceField
 from edgeproxy.kernel.ipvs_entries import (
@@ -115,7 +117,7 @@ def test_destinations_the_kernel_listed() -> None:
 def test_a_datagram_decodes_at_once_as_message_by_message(name: str) -> None:
     datagram = RECORDED["answer", name]
     first = next(netlink.messages(datagram))
-    at_once = codec.decode_destinations(datagram, first.type, first.sequence)
+    at_once = layout.decode_destinations(datagram, first.type, first.sequence)
     assert at_once == [codec.decode_destination(payload, 0) for payload in payloads(name)]
     assert at_once
 
@@ -124,17 +126,17 @@ def test_a_datagram_of_anything_else_is_left_to_the_general_way() -> None:
     datagram = RECORDED["answer", "destinations4"]
     first = next(netlink.messages(datagram))
     kind, sequence = first.type, first.sequence
-    assert codec.decode_destinations(datagram, kind, sequence + 1) is None
-    assert codec.decode_destinations(datagram, kind + 1, sequence) is None
-    assert codec.decode_destinations(b"", kind, sequence) is None
-    assert codec.decode_destinations(RECORDED["answer", "empty"], kind, sequence) is None
-    assert codec.decode_destinations(datagram + RECORDED["answer", "empty"], kind, sequence) is None
-    assert codec.decode_destinations(RECORDED["answer", "services"], kind, 2) is None
+    assert layout.decode_destinations(datagram, kind, sequence + 1) is None
+    assert layout.decode_destinations(datagram, kind + 1, sequence) is None
+    assert layout.decode_destinations(b"", kind, sequence) is None
+    assert layout.decode_destinations(RECORDED["answer", "empty"], kind, sequence) is None
+    assert layout.decode_destinations(datagram + RECORDED["answer", "empty"], kind, sequence) is None
+    assert layout.decode_destinations(RECORDED["answer", "services"], kind, 2) is None
     swapped = datagram.replace(
         netlink.u32(DestinationField.L_THRESH, 50), netlink.u32(DestinationField.U_THRESH, 50)
     )
     assert swapped != datagram
-    assert codec.decode_destinations(swapped, kind, sequence) is None
+    assert layout.decode_destinations(swapped, kind, sequence) is None
 
 
 def test_statistics_are_decoded_when_asked_for() -> None:
@@ -266,6 +268,34 @@ def servers(draw: st.DrawFn) -> VirtualServerEntry:
         draw(numbers if family == AF_INET else st.integers(1, WHOLE_CLIENT_6)),
         draw(names),
     )
+
+
+def test_virtual_servers_of_the_current_layout_are_decoded_alike() -> None:
+    layout._common.cache_clear()
+    for payload in payloads("services") * 2:
+        assert layout.decode_service(payload) == codec.decode_service(payload)
+    assert layout._common.cache_info().hits, "the kernel writes another layout"
+
+
+@given(servers(), st.sampled_from((0, netlink.NESTED)), st.booleans())
+def test_any_virtual_server_is_decoded_alike(entry: VirtualServerEntry, flag: int, told: bool) -> None:
+    written = codec.encode_service(entry)[4:]
+    statistics = netlink.attribute(ServiceField.STATS | flag, bytes(40)) if told else b""
+    payload = codec.request(Command.NEW_SERVICE, netlink.attribute(Field.SERVICE, written + statistics))
+    for _ in range(2):
+        assert layout.decode_service(payload) == codec.decode_service(payload)
+        payload = payload[:28] + bytes(reversed(payload[28:32])) + payload[32:]
+    for length in range(4, len(payload), 7):
+        assert _outcome(layout.decode_service, payload[:length]) == _outcome(
+            codec.decode_service, payload[:length]
+        )
+
+
+def _outcome(decode: Callable[[bytes], VirtualServerEntry], payload: bytes) -> object:
+    try:
+        return decode(payload)
+    except MalformedError:
+        return MalformedError
 
 
 @given(servers())
