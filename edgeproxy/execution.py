@@ -129,7 +129,8 @@ class Executor:
     def _transact(
         self, coming: Sequence[Element], going: Sequence[Element], timeouts: Mapping[Element, float]
     ) -> None:
-        self._wires.nft.commit(coming, going, {e: timeouts[e] for e in coming if e in timeouts})
+        here = {e: timeouts[e] for e in coming if e in timeouts} if timeouts else {}
+        self._wires.nft.commit(coming, going, here)
         self._note_elements(coming, going)
 
     def _transact_alone(
@@ -183,6 +184,10 @@ def in_slices(
     A value and the one it replaces are in the same one, and so are the ranges of one frontend: a
     range that overlaps one that is still there is refused.
     """
+    if not removes and not any(element.until for element in adds):
+        for start in range(0, len(adds), size):
+            yield list(adds[start : start + size]), []
+        return
     bundles: dict[object, tuple[list[Element], list[Element]]] = {}
     for which, elements in enumerate((adds, removes)):
         for element in elements:

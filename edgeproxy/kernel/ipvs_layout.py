@@ -32,7 +32,9 @@ _SETTINGS = 12 + 8 + 8
 
 def decode_service(payload: bytes) -> VirtualServerEntry:
     """As :func:`~edgeproxy.kernel.ipvs_codec.decode_service` without statistics."""
-    if len(payload) > _SCHEDULER_AT + 4 and payload[_PORT_AT : _PORT_AT + 4] == _PORT_HEADER:
+    size = len(payload)
+    whole = size > _SCHEDULER_AT + 4 and _ATTRIBUTE.unpack_from(payload, 4)[0] == size - 4
+    if whole and payload[_PORT_AT : _PORT_AT + 4] == _PORT_HEADER:
         length, kind = _ATTRIBUTE.unpack_from(payload, _SCHEDULER_AT)
         end = _SCHEDULER_AT + (length + 3 & ~3) + _SETTINGS
         # Statistics follow at once: there is no persistence engine in between.

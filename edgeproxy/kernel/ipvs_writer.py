@@ -8,7 +8,8 @@ about 1 KiB there) and the time the caller can be kept waiting. Most operations 
 microseconds, but a new scheduler waits for an RCU grace period (`synchronize_rcu` in
 ip_vs_edit_service), 10 ms and more each, and an AddReal searches the list of all destinations
 that were removed in the last two minutes (`ip_vs_trash_get_dest`): so few edits go in one batch,
-and the size of a batch follows the time the last one took.
+and the size of a batch follows the time the last ones took. While the kernel works on one, in a
+thread, the next is encoded: in a large run these cost about the same.
 
 A virtual server that cannot be made, because it is somebody else's or its scheduler is not
 there, must not get the destinations that were meant for it. So of each batch the new virtual
@@ -21,6 +22,7 @@ import errno
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -55,6 +57,24 @@ class Again(msgspec.Struct, frozen=True, gc=False):
     given: Operation
 
 
+class Batch(msgspec.Struct, frozen=True):
+    """Operations that go together, encoded: the new virtual servers, then all else. last: no other batch follows."""
+
+    first: Sequence[Operation]
+    rest: Sequence[Operation]
+    first_payloads: Sequence[bytes]
+    rest_payloads: Sequence[bytes]
+    last: bool
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What became of a batch; `took` seconds."""
+
+    failures: list[Failure]
+    again: list[Again]
+    took: float
+
+
 class Writer:
     """Does operations in order. One run; its pace is its own."""
 
@@ -79,18 +99,32 @@ class Writer:
         if not rounds:
             yield [failure(given.get(id(operation), operation), errno.EAGAIN) for operation in operations]
             return
+        batches = self._batches(operations)
+        # One thread for the kernel's work, if there is more than one batch.
+        with ThreadPoolExecutor(1, "ipvs") as beside:
+            batch = next(batches, None)
+            while batch is not None:
+                if batch.last:
+                    following, done = None, self._do(batch, given)
+                else:
+                    doing = beside.submit(self._do, batch, given)
+                    following, done = next(batches, None), doing.result()
+                self._adapt(len(batch.first) + len(batch.rest), done.took)
+                yield done.failures
+                if again := done.again:
+                    instead = {id(each.operation): each.given for each in again}
+                    yield from self._run([each.operation for each in again], instead, rounds - 1)
+                batch = following
+
+    def _batches(self, operations: Sequence[Operation]) -> Iterator[Batch]:
+        """The operations in batches, each encoded when it is asked for."""
         edits = [at for at, operation in enumerate(operations) if type(operation) is EditVirtual]
         start = 0
         while start < len(operations):
-            part = operations[start : self._end_of_batch(start, len(operations), edits)]
-            start += len(part)
-            began = time.monotonic()
-            failures, again = self._do(part, given)
-            self._adapt(len(part), time.monotonic() - began)
-            yield failures
-            if again:
-                instead = {id(each.operation): each.given for each in again}
-                yield from self._run([each.operation for each in again], instead, rounds - 1)
+            end = self._end_of_batch(start, len(operations), edits)
+            first, rest = _new_servers_first(operations[start:end])
+            yield Batch(first, rest, encode_all(first), encode_all(rest), end == len(operations))
+            start = end
 
     def _end_of_batch(self, start: int, end: int, edits: Sequence[int]) -> int:
         end = min(start + self._batch, end)
@@ -103,33 +137,33 @@ class Writer:
         elif took < SLICE_SECONDS / 2:
             self._batch = min(self._largest, max(self._batch, done * 2))
 
-    def _do(
-        self, operations: Sequence[Operation], given: Mapping[int, Operation]
-    ) -> tuple[list[Failure], list[Again]]:
-        """What of a batch failed, and what has to be done in place of some of it."""
-        first, rest = _new_servers_first(operations)
+    def _do(self, batch: Batch, given: Mapping[int, Operation]) -> Done:
+        """Send a batch; what of it failed, and what has to be done in place of some of it."""
+        began = time.monotonic()
         failures: list[Failure] = []
         again: list[Again] = []
-        if first:
-            failures, again = self._send(first, given)
-            for operation in first:
+        rest, payloads = batch.rest, batch.rest_payloads
+        if batch.first:
+            failures, again = self._send(batch.first, batch.first_payloads, given)
+            for operation in batch.first:
                 self._barred.pop(operation.frontend, None)
             for failed in failures:
                 self._barred[failed.operation.frontend] = errno.EEXIST if failed.foreign else errno.ESRCH
         if self._barred:
             barred = [operation for operation in rest if operation.frontend in self._barred]
             rest = [operation for operation in rest if operation.frontend not in self._barred]
+            payloads = encode_all(rest)
             failures += [failure(given.get(id(o), o), self._barred[o.frontend]) for o in barred]
         if rest:
-            more_failures, more = self._send(rest, given)
+            more_failures, more = self._send(rest, payloads, given)
             failures += more_failures
             again += more
-        return failures, again
+        return Done(failures, again, time.monotonic() - began)
 
     def _send(
-        self, operations: Sequence[Operation], given: Mapping[int, Operation]
+        self, operations: Sequence[Operation], payloads: Sequence[bytes], given: Mapping[int, Operation]
     ) -> tuple[list[Failure], list[Again]]:
-        refused = self._socket.tell(encode_all(operations))
+        refused = self._socket.tell(payloads)
         failures: list[Failure] = []
         again: list[Again] = []
         last = {target(operation): at for at, operation in enumerate(operations)} if refused else {}

@@ -23,6 +23,7 @@ from edgeproxy.kernel.ipvs_operations import (
     RemoveVirtual,
 )
 from edgeproxy.model import Frontend, Protocol, RealServer, VirtualServer
+from tests.lab.kernel import load_ip_vs
 from tests.native.conftest import netns, sh  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("netns")
@@ -241,7 +242,7 @@ def test_the_module_may_be_unloaded_and_loaded_again(ipvs: Ipvs) -> None:
     done = subprocess.run(["modprobe", "-r", *modules, "ip_vs"], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"ip_vs is in use elsewhere: {done.stderr.strip()}")
-    sh("modprobe", "ip_vs")
+    load_ip_vs()
     assert ipvs.apply([AddVirtual(VirtualServer(WEB, "rr")), AddReal(WEB, ONE)]) == []
     assert held(ipvs) == {VirtualServer(WEB, "rr"): {ONE}}
     assert ipvs.dump_frontend(WEB) is not None

@@ -27,6 +27,7 @@ GUEST = Path(__file__).parent / "guest"
 SUITE = "bookworm"
 DISK_SIZE = "3G"
 PACKAGES = (
+    "apache2-utils",
     "conntrack",
     "curl",
     "dbus",
@@ -43,6 +44,7 @@ PACKAGES = (
     "linux-image-cloud-amd64",
     "ncat",
     "nftables",
+    "nginx",
     "procps",
     "python3",
     "python3-systemd",
@@ -57,7 +59,7 @@ PACKAGES = (
 # Development tools that no test inside the machine needs.
 NATIVE_ONLY = frozenset({"grpcio-tools", "mypy", "ruff"})
 # Started by a test that wants them, not at boot.
-DISABLED = ("etcd", "keepalived", "nftables", "ipvsadm")
+DISABLED = ("etcd", "keepalived", "nftables", "nginx", "ipvsadm")
 # Each costs boot time under emulation or acts on its own in the middle of a test.
 MASKED = (
     "apt-daily-upgrade.timer",
