@@ -40,13 +40,19 @@ class LocalRoutes:
         self.read()
         return self._own != before
 
-    def ensure(self, surroundings: Surroundings, addresses: Iterable[Address]) -> None:
-        """Make every route exist with its proper source, and those that nobody wants vanish."""
+    def ensure(self, surroundings: Surroundings, addresses: Iterable[Address]) -> frozenset[Address]:
+        """Make every route exist with its proper source, and those that nobody wants vanish.
+
+        Answers the single addresses that had no route until now.
+        """
         self._surroundings = surroundings
-        wanted = [*surroundings.local_networks(), *map(_single, addresses)]
+        singles = {_single(address) for address in addresses}
+        lacking = singles - self._own.keys()
+        wanted = [*surroundings.local_networks(), *singles]
         known = self._own.keys() | self._troubles.keys()
         self._apply(DeleteRoute(network) for network in sorted(known - set(wanted)))
         self.add(wanted)
+        return frozenset(network.address for network in lacking & self._own.keys())
 
     def add_addresses(self, addresses: Iterable[Address]) -> None:
         """Make addresses local that lie in no service CIDR."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
 import msgspec
 
+from edgeproxy.address import Address
 from edgeproxy.books import Actual, Desired, Drain, HealthCheck, Part, Socket, Touched, companions
 from edgeproxy.catalog import Catalog
 from edgeproxy.coexistence import Coexistence
@@ -36,9 +37,10 @@ from edgeproxy.localroutes import LocalRoutes
 from edgeproxy.mirror import Mirror
 from edgeproxy.model import Finding, Frontend, Reason, SetName
 from edgeproxy.ownership import OwnershipLog
-from edgeproxy.plan import Plan, Planner, leaving
+from edgeproxy.plan import Plan, Planner, Stale, leaving
 from edgeproxy.proxyneighbours import ProxyNeighbours
 from edgeproxy.refused import Refused
+from edgeproxy.stale import forget
 from edgeproxy.surroundings import Surroundings
 from edgeproxy.tuning import Tuning
 from edgeproxy.versions import Event, KeyValue
@@ -184,7 +186,8 @@ class Reconciler:
         touched, self._touched = self._touched, Touched()
         routes_due, self._routes_due = adopting or self._routes_due, False
         if routes_due:
-            self._routes.ensure(self._surroundings, {*self.desired.routes, *self.actual.routes})
+            arrived = self._routes.ensure(self._surroundings, {*self.desired.routes, *self.actual.routes})
+            self._forget_strays(arrived)
         if routes_due or touched.routes:
             self._proxies.ensure(self.desired.routes, answer=self._surroundings.proxy.answer_arp)
         if not self._tuning.ipv6 and self._wants_ipv6():
@@ -296,6 +299,16 @@ class Reconciler:
             why = "edgeproxy failed on this service, which is a bug: it is left as it was; see the log"
             finding = Finding(entry.key, entry.mod_revision, "", Reason.BUG, why)
             return msgspec.structs.replace(Part() if lost else before, findings=(finding,))
+
+    def _forget_strays(self, arrived: frozenset[Address]) -> None:
+        """Forget the flows that were opened while addresses were not delivered here.
+
+        They went another way and are masqueraded for it; a client that tries again would go on to be so.
+        """
+        frontends = [frontend for frontend in self.desired.targets if frontend.address in arrived]
+        if frontends:
+            stale = [Stale(frontend, None) for frontend in frontends]
+            self.executor.counts["ForgetFlow", "done"] += forget(self._wires.conntrack, stale, self._anchors)
 
     def _reconcile(
         self, touched: Touched, drains: Mapping[Frontend, float], *, adopting: bool

@@ -28,11 +28,9 @@ class StaleFlows:
         self._lost: dict[tuple[int, Socket], set[Frontend]] = {}
         self._unserved: set[Frontend] = set()
         for entry in stale:
-            if not self._concerns(entry.frontend):
-                continue
             if entry.real is None:
                 self._unserved.add(entry.frontend)
-            else:
+            elif self._concerns(entry.frontend):
                 self._lost.setdefault((entry.frontend.protocol, entry.real), set()).add(entry.frontend)
 
     def _concerns(self, frontend: Frontend) -> bool:

@@ -27,7 +27,7 @@ from tests.bench.ratios import lines
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / ".cache" / "results"
-LAB_DEADLINE, LAB_SILENCE = "7200", "1200"
+LAB_DEADLINE, LAB_SILENCE = "9000", "1200"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("part", nargs="?", default="all", choices=("all", "lab", "native", "report"))
-    add("--sizes", type=_numbers, metavar="N,N", help="services (default: 100,1000,4000; quick: 20,100)")
+    add(
+        "--sizes",
+        type=_numbers,
+        metavar="N,N",
+        help="only these numbers of services (default: 100,1000,4000,10000, one large service, the data path)",
+    )
     add("--endpoints", type=int, default=10, metavar="N", help="endpoints of each service (default: 10)")
     add("--peers", type=lambda text: tuple(text.split(",")), default=("ipvsadm", "keepalived", "edgeproxy"))
     add("--changes", type=int, metavar="N", help="samples of each kind of change (default: 200; quick: 5)")
@@ -85,9 +90,11 @@ def _lab(arguments: argparse.Namespace) -> int:
     from tests.bench import lab
 
     extent = lab.Extent(
-        sizes=arguments.sizes or ((20, 100) if arguments.quick else (100, 1000, 4000)),
+        sizes=arguments.sizes or ((20, 100) if arguments.quick else (100, 1000, 4000, 10000)),
         endpoints=arguments.endpoints,
         peers=arguments.peers,
+        large=0 if arguments.sizes else 200 if arguments.quick else 5000,
+        data_path=not arguments.sizes,
         **_samples(arguments),
     )
     return _recorded("lab", arguments, lambda book: lab.run(extent, book))

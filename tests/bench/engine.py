@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from edgeproxy.address import parse_network
@@ -22,6 +23,7 @@ from tests.lab.namespace import Host
 
 PARTS = (
     (Catalog, "replace", "decode"),
+    (Engine, "recall", "read what was kept"),
     (Reconciler, "_compile", "compile"),
     (Planner, "reconcile", "plan"),
     (Executor, "run", "kernel apply"),
@@ -33,7 +35,7 @@ PARTS = (
 
 
 def run(host: Host, load: Load, book: Book) -> None:
-    """Cold apply, restart on the unchanged kernel, audit."""
+    """Cold apply; restart on the unchanged kernel, with what the first one kept and without; audit."""
     settings = Settings(
         node=Node(name=host.name),
         proxy=Proxy(service_cidrs=(parse_network(SERVICE_CIDR),)),
@@ -45,9 +47,12 @@ def run(host: Host, load: Load, book: Book) -> None:
     with host.inside():
         engine = Engine(settings)
         try:
-            _apply(engine, history, load, "engine, kernel empty", book)
+            _apply(engine, lambda: engine.load(history), load, "engine, kernel empty", book)
+            file = engine.keep(history)
             engine.restart()
-            _apply(engine, history, load, "engine, kernel right", book)
+            _apply(engine, lambda: engine.recall(file), load, "engine, kernel right", book)
+            engine.restart()
+            _apply(engine, lambda: engine.load(history), load, "engine, kernel right, nothing kept", book)
             cpu, began = time.process_time(), time.perf_counter()
             finish(engine.reconciler.audit())
             book.add("audit, nothing changed", "engine", load, "s", [time.perf_counter() - began])
@@ -56,12 +61,12 @@ def run(host: Host, load: Load, book: Book) -> None:
             engine.close()
 
 
-def _apply(engine: Engine, history: History, load: Load, case: str, book: Book) -> None:
+def _apply(engine: Engine, begin: Callable[[], None], load: Load, case: str, book: Book) -> None:
     with Stopwatch() as watch:
         for owner, method, name in PARTS:
             watch.watch(owner, method, name)
         began = time.perf_counter()
-        engine.load(history)
+        begin()
         engine.sync()
         whole = time.perf_counter() - began
     book.add(case, "whole", load, "s", [whole])

@@ -13,7 +13,7 @@ class Figure(msgspec.Struct, frozen=True):
     """One measured quantity.
 
     case: what was done. peer: who did it, or the part of edgeproxy that was measured. size: of the load.
-    unit: "s", "count", "MiB", "%" ...; a smaller value is better in all of them.
+    unit: "s", "count", "MiB", "%" ...; a smaller value is better in all of them but "conn/s" and "ratio".
     samples: as measured; one for what is done once. capped: the sample is a lower bound.
     """
 

@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from tests.bench import edgeproxy, engine
+from tests.bench import datapath, edgeproxy, engine, turns
 from tests.bench.book import CAP, Book
 from tests.bench.load import Load, frontend, spare
 from tests.bench.peers import PEERS, Edgeproxy, Peer
@@ -23,6 +23,7 @@ from tests.lab.topology import Topology
 class Extent(msgspec.Struct, frozen=True):
     """How much to measure.
 
+    large: endpoints of a case with one service, 0 for none. data_path: whether to measure it.
     changes: samples of one change of edgeproxy. patience: seconds after which a peer's changes
     end, whatever the number of samples. idle: seconds of looking at a daemon with nothing to do.
     """
@@ -33,14 +34,16 @@ class Extent(msgspec.Struct, frozen=True):
     changes: int
     burst: int
     idle: float
+    large: int = 0
+    data_path: bool = True
     patience: float = 60.0
 
 
 def run(extent: Extent, book: Book) -> None:
     """All cases of all sizes."""
     _warm_up()
-    for services in extent.sizes:
-        load = Load(services, extent.endpoints)
+    loads = [Load(services, extent.endpoints) for services in extent.sizes]
+    for load in [*loads, *([Load(1, extent.large)] if extent.large else [])]:
         with Topology(hosts=len(extent.peers) + 1, backends=0) as net, Etcd(net.store) as etcd:
             print(f"--- {load}: the engine in one process", flush=True)
             engine.run(net.hosts[0], load, book)
@@ -49,6 +52,11 @@ def run(extent: Extent, book: Book) -> None:
                 print(f"--- {load}: {name}", flush=True)
                 _peer(host, name, etcd, load, extent, book)
                 _empty(host)
+    if "edgeproxy" in extent.peers and len(loads) > 1:
+        turns.run(loads[0], loads[-1], extent.changes, book)
+    if extent.data_path:
+        print("--- the data path", flush=True)
+        datapath.run(book)
 
 
 def _warm_up() -> None:

@@ -11,7 +11,7 @@ from tests.bench.figures import Figure
 
 
 class Ratio(msgspec.Struct, frozen=True):
-    """How much one figure is above another.
+    """How much one figure is above another, in seconds.
 
     at_least: a capped figure is in it, the true ratio is larger. wanted: the aim, 0 where there is none.
     """
@@ -95,28 +95,28 @@ _WANTED = (
 
 LARGE = 4000
 """Services from which on the aims hold; below, the ratios are told for comparison."""
-_AT_EVERY_SIZE = frozenset({"cold / restart, engine", "cold / restart, daemon"})
 
 
 def ratios(figures: Sequence[Figure]) -> Iterator[Ratio]:
     """All that these figures allow; medians where there are many samples."""
-    yield from _flatness(figures)
+    yield from _flatness(figures, "one change in the lab", "one endpoint added, in turns")
+    yield from _flatness(figures, "one change natively", "put to kernel, one endpoint")
     for size in _sizes(figures):
         for what, (case, peer), (other_case, other), wanted in _WANTED:
             above, below = find(figures, case, peer, size), find(figures, other_case, other, size)
             if above and below and below.p50:
-                aim = wanted if what in _AT_EVERY_SIZE or services_of(size) >= LARGE else 0.0
+                aim = wanted if services_of(size) >= LARGE else 0.0
                 yield Ratio(what, size, above.p50, below.p50, aim, at_least=above.capped)
 
 
-def _flatness(figures: Sequence[Figure]) -> Iterator[Ratio]:
+def _flatness(figures: Sequence[Figure], what: str, case: str) -> Iterator[Ratio]:
     """One change on the smallest and on the largest load, measured in turns; 1 is flat."""
-    found = [f for f in figures if f.case == "put to kernel, one endpoint"]
+    found = [f for f in figures if f.case == case]
     if len(found) > 1:
         first, last = found[0], found[-1]
         size = f"{first.size} / {last.size}"
-        yield Ratio("one change natively, p50", size, first.p50, last.p50, 0.5)
-        yield Ratio("one change natively, p90", size, first.p90, last.p90, 0.5)
+        yield Ratio(f"{what}, p50", size, first.p50, last.p50, 0.5)
+        yield Ratio(f"{what}, p90", size, first.p90, last.p90, 0.5)
 
 
 def lines(figures: Sequence[Figure]) -> Iterator[str]:

@@ -17,10 +17,12 @@ from typing import Self
 
 from edgeproxy.address import text
 from edgeproxy.catalog import Catalog
-from edgeproxy.etcd.changes import Event, KeyValue
+from edgeproxy.etcd.changes import Cause, Event, KeyValue, Snapshot
+from edgeproxy.etcd.ledger import Difference, Ledger, LedgerImage
 from edgeproxy.execution import Wires
 from edgeproxy.frame import FrameKeeper
 from edgeproxy.hostfacts import read
+from edgeproxy.kept import decode, encode
 from edgeproxy.kernel.ipvs_operations import RemoveVirtual
 from edgeproxy.kernel.nft_sets import SETS, describe
 from edgeproxy.kernel.routes import DeleteRoute
@@ -35,6 +37,7 @@ from tests.lab.daemon import ipvs
 from tests.lab.namespace import Host, ip_batch
 
 PREFIX = "/services/"
+BUILD = "the tests'"
 DETOURS = (SetName.DETOURS4, SetName.DETOURS6)
 _numbers = itertools.count()
 
@@ -122,12 +125,36 @@ class Engine:
         self.reconciler.load(history.current.values(), history.revision)
         self.resolve(history)
 
+    def keep(self, history: History) -> bytes:
+        """What the reconciler would leave on disk for the next one."""
+        ledger = Ledger()
+        ledger.replace(Snapshot(history.revision, tuple(history.current.values()), Cause.START), cluster_id=1)
+        kept = self.reconciler.keep(ledger.image(), BUILD)
+        assert kept is not None, "not everything is in the kernel"
+        return b"".join(encode(kept))
+
+    def recall(self, content: bytes) -> LedgerImage:
+        """Begins with what an earlier reconciler left; answers the ledger of the store that was in it."""
+        kept = decode(content, BUILD, PREFIX)
+        assert kept is not None, "what was kept is not believed"
+        self.reconciler.recall(kept)
+        return kept.ledger
+
     def resolve(self, history: History) -> None:
         """Reads bad records back to their last good version, as the daemon's loop does."""
         catalog = self.reconciler.catalog
         while bad := catalog.unresolved():
             older = history.value_before(bad[0].key, bad[0].mod_revision)
             self.reconciler.mark(catalog.supply(bad[0].key, older).changed)
+
+    def go_on(self, content: bytes, history: History) -> None:
+        """Begins with what an earlier reconciler left, and with what was written since: as after a restart."""
+        difference = Difference(Ledger.of(self.recall(content)))
+        difference.begin()
+        difference.compare(history.current.values())
+        batch = difference.batch(history.revision)
+        self.reconciler.apply(batch.events, batch.revision, gap=batch.gap)
+        self.resolve(history)
 
     def sync(self) -> None:
         """Syncs to the end."""

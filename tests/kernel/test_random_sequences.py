@@ -43,6 +43,7 @@ class Act(enum.Enum):
     AUDIT = enum.auto()
     SETTLE = enum.auto()
     DOUBT = enum.auto()
+    KEEP = enum.auto()
     RESTART = enum.auto()
     CRASH = enum.auto()
 
@@ -159,6 +160,7 @@ class Run:
         self.engine = engine
         self.history = History()
         self._events: list[Event] = []
+        self._kept: bytes | None = None
         engine.empty()
         self._restart()
 
@@ -200,6 +202,9 @@ class Run:
                 finish(reconciler.settle())
             case Act.DOUBT:
                 reconciler.doubt()
+            case Act.KEEP:
+                self.engine.sync()
+                self._kept = self.engine.keep(self.history)
             case Act.RESTART:
                 self._restart()
             case Act.CRASH:
@@ -209,7 +214,10 @@ class Run:
 
     def _restart(self) -> None:
         self.engine.restart()
-        self.engine.load(self.history)
+        if self._kept is None:
+            self.engine.load(self.history)
+        else:
+            self.engine.go_on(self._kept, self.history)
 
     def finish(self) -> None:
         """Everything is delivered and in the kernel."""

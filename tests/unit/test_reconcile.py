@@ -571,6 +571,35 @@ class TestFlows:
             id=1,
         )
 
+    def test_flows_that_were_opened_while_the_route_was_away_are_forgotten(self) -> None:
+        site = settled_site(
+            {"web": {"externalIPs": ["192.0.2.1"], "ports": [{"port": 80}]}, "web/endpoints/a": "10.1.1.2"}
+        )
+        client, address = parse("198.51.100.9"), parse("192.0.2.1")
+        past, served, open_ = (
+            Flow(
+                Protocol.TCP,
+                Direction(client, n, address, 80),
+                Direction(to, 80, host, n),
+                0,
+                state,
+                0,
+                30,
+                n,
+            )
+            for n, to, host, state in (
+                (1, address, parse("10.1.0.11"), TcpState.SYN_SENT),
+                (2, parse("10.1.1.2"), client, TcpState.SYN_SENT),
+                (3, address, client, TcpState.ESTABLISHED),
+            )
+        )
+        site.kernel.flows = [past, served, open_]
+        finish(site.reconciler.audit())
+        assert site.kernel.flows == [past, served, open_]
+        site.kernel.routes.clear()
+        finish(site.reconciler.audit())
+        assert site.kernel.flows == [served, open_]
+
     def test_half_open_flows_of_a_backend_that_left_are_forgotten(self) -> None:
         site = settled_site(WALK_THROUGH)
         opening, open_, other = (
