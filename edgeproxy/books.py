@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import msgspec
 
 from edgeproxy.address import Address, is_ipv4
-from edgeproxy.model import Element, Finding, Frontend, RealServer, SetName, VirtualServer
+from edgeproxy.model import Element, Finding, Frontend, RealServer, Reason, SetName, VirtualServer
 
 Socket = tuple[Address, int]
 """Address and port of a real server: its identity under one virtual server."""
@@ -22,6 +22,7 @@ ElementKey = tuple[SetName, tuple[object, ...]]
 """A set and the key inside it: what an element is identified by."""
 
 
+DETOUR_SETS = frozenset({SetName.DETOURS4, SetName.DETOURS6})
 Connections = Mapping[Frontend, Mapping[Socket, int]]
 """Connections, active and inactive, per real server; a frontend left out was not read."""
 
@@ -63,6 +64,13 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     routes: tuple[Address, ...] = ()
     health_check: HealthCheck | None = None
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def momentary(self) -> bool:
+        """Whether it depends on more than records and surroundings: on allotted anchors, or on a bug."""
+        return any(element.set in DETOUR_SETS for element in self.elements) or any(
+            finding.reason is Reason.BUG for finding in self.findings
+        )
 
 
 class Touched(msgspec.Struct, frozen=True):

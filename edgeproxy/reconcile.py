@@ -22,7 +22,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 import msgspec
 
 from edgeproxy.address import Address
-from edgeproxy.books import Actual, Desired, Drain, HealthCheck, Part, Socket, Touched, companions
+from edgeproxy.books import (
+    DETOUR_SETS,
+    Actual,
+    Desired,
+    Drain,
+    HealthCheck,
+    Part,
+    Socket,
+    Touched,
+    companions,
+)
 from edgeproxy.catalog import Catalog
 from edgeproxy.coexistence import Coexistence
 from edgeproxy.compile import Host, compile_service, detoured
@@ -35,7 +45,7 @@ from edgeproxy.journal import tell
 from edgeproxy.kept import Basis, Kept
 from edgeproxy.localroutes import LocalRoutes
 from edgeproxy.mirror import Mirror
-from edgeproxy.model import Finding, Frontend, Reason, SetName
+from edgeproxy.model import Finding, Frontend, Reason
 from edgeproxy.ownership import OwnershipLog
 from edgeproxy.plan import Plan, Planner, Stale, leaving
 from edgeproxy.proxyneighbours import ProxyNeighbours
@@ -49,7 +59,6 @@ log = logging.getLogger(__name__)
 
 COMPILE_SLICE = 50
 """Services compiled between two yields: some milliseconds."""
-DETOUR_SETS = frozenset({SetName.DETOURS4, SetName.DETOURS6})
 
 
 class Reconciler:
@@ -117,7 +126,7 @@ class Reconciler:
         parts = {
             name: part
             for name, part in self.desired.parts.items()
-            if name not in left_out and not _momentary(part)
+            if name not in left_out and not part.momentary
         }
         return Kept(self._basis(build), ledger, self.catalog.image(), parts)
 
@@ -407,10 +416,3 @@ class Reconciler:
     def health_hosts(self) -> tuple[str, ...]:
         """The addresses those listen on."""
         return self._surroundings.health_hosts
-
-
-def _momentary(part: Part) -> bool:
-    """Whether a part depends on more than records and surroundings: on allotted anchors, or on a bug."""
-    return any(element.set in DETOUR_SETS for element in part.elements) or any(
-        finding.reason is Reason.BUG for finding in part.findings
-    )

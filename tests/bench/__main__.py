@@ -24,6 +24,7 @@ from typing import Any
 from tests.bench.book import Book
 from tests.bench.figures import Run, write
 from tests.bench.ratios import lines
+from tests.bench.targets import verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / ".cache" / "results"
@@ -146,7 +147,7 @@ def _recorded(name: str, arguments: argparse.Namespace, work: Callable[[Book], N
             notes=notes,
         )
         write(run, directory / f"bench-{name}.json")
-    print("\n".join(lines(book.figures)), flush=True)
+    print("\n".join([*lines(book.figures), *map(str, verdicts(book.figures))]), flush=True)
     return 0
 
 

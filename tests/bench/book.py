@@ -24,7 +24,7 @@ class Book:
         """Keep one and print it."""
         self.figures.append(figure)
         if not self._silent:
-            print(f"{figure.case:36} {figure.peer:27} {figure.size:>10}  {shown(figure)}", flush=True)
+            print(f"{figure.case:40} {figure.peer:34} {figure.size:>10}  {shown(figure)}", flush=True)
 
     def add(self, case: str, peer: str, size: object, unit: str, samples: Sequence[float]) -> None:
         """Keep a figure made of these."""
@@ -68,4 +68,6 @@ def quantity(value: float, unit: str) -> str:
             if value >= scale:
                 return f"{value / scale:.3g} {name}"
         return f"{value * 1e6:.2f} µs"
-    return f"{value:.0f}" if unit == "count" else f"{value:.3g} {unit}"
+    if unit in ("count", "ratio"):
+        return f"{value:.0f}" if unit == "count" else f"{value:.3g}"
+    return f"{value:.3g} {unit}"

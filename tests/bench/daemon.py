@@ -59,17 +59,20 @@ class ImaginaryDaemon(Daemon):
 
 
 @contextlib.contextmanager
-def running(load: Load, **proxy: object) -> Iterator[tuple[ImaginaryDaemon, Etcd, Putter]]:
-    """A ready daemon on a store of its own that holds the records; `proxy`: settings of that section."""
-    settings = {"proxy": {"service_cidrs": [SERVICE_CIDR], **proxy}}
+def running(load: Load, **settings: object) -> Iterator[tuple[ImaginaryDaemon, Etcd, Putter]]:
+    """A ready daemon on a store of its own that holds the records; `settings`: `section_key=value`."""
+    sections: dict[str, dict[str, object]] = {"proxy": {"service_cidrs": [SERVICE_CIDR]}}
+    for name, value in settings.items():
+        section, _, key = name.partition("_")
+        sections.setdefault(section, {})[key] = value
     with Topology(hosts=1, backends=0) as net, Etcd(net.store) as etcd:
         write_records(etcd, load)
-        with ImaginaryDaemon(net.hosts[0], etcd, settings) as daemon:
+        with ImaginaryDaemon(net.hosts[0], etcd, sections) as daemon:
             yield daemon, etcd, Putter(etcd)
 
 
 def run(small: Load, large: Load, changes: int, burst: int, idle: float, book: Book) -> None:
-    """Single changes on two sizes in turn, changes during audits, a burst, idling."""
+    """Single changes on two sizes in turn, a burst, idling, changes beside audits of the kernel and of the store."""
     with running(small) as few, running(large) as many:
         samples: dict[Load, list[float]] = {small: [], large: []}
         for turn in range(TURNS):
@@ -83,9 +86,13 @@ def run(small: Load, large: Load, changes: int, burst: int, idle: float, book: B
             book.add("start to ready: CPU", NAME, load, "s", [cpu_seconds(daemon.pid)])
             _burst(daemon, etcd, load, burst, book)
             _idle(daemon, load, idle, book)
-        with running(load, resync="1s") as (daemon, _, putter):
-            found = [_change(daemon, putter, load, k, changes) for k in range(changes)]
-            book.add("put to kernel, audit every second", NAME, load, "s", found)
+        for case, often in (
+            ("put to kernel, audit every second", {"proxy_resync": "1s"}),
+            ("put to kernel, store audited", {"etcd_audit": "1s"}),
+        ):
+            with running(load, **often) as (daemon, _, putter):
+                found = [_change(daemon, putter, load, k, changes) for k in range(changes)]
+                book.add(case, NAME, load, "s", found)
 
 
 def _change(daemon: ImaginaryDaemon, putter: Putter, load: Load, number: int, count: int) -> float:

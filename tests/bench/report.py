@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tests.bench.book import find, shown
-from tests.bench.figures import Figure, Run, read
+from tests.bench.book import find, quantity, shown
+from tests.bench.figures import Figure, Run, percentile, read
 from tests.bench.load import Load
 from tests.bench.native import profile
-from tests.bench.plot import Plot, svg
+from tests.bench.plot import Bars, Plot, bars, svg
 from tests.bench.ratios import ratios, services_of
+from tests.bench.targets import verdicts
 
 PROFILED = Load(4000, 10)
 _BEGIN, _END = "<!-- profile: written by make bench -->", "<!-- end of profile -->"
@@ -71,7 +72,10 @@ def write_all(results: Path, docs: Path) -> None:
     figures = [figure for run in runs for figure in run.figures]
     parts = [_HEAD]
     parts += ["## Ratios\n", *_ratio_table(figures)]
+    parts += ["## Limits\n", *_limit_table(figures)]
+    parts += ["## The data path\n", *_data_path_table(figures)]
     parts += list(_plots(figures, docs / "plots"))
+    parts += list(_charts(figures, docs / "plots"))
     for title, run in (("In the lab", lab), ("Natively, without IPVS", native)):
         if run:
             parts += [f"## {title}\n", *_run_text(run), *_tables(run.figures)]
@@ -90,6 +94,31 @@ def _ratio_table(figures: Sequence[Figure]) -> Iterator[str]:
     yield ""
 
 
+def _limit_table(figures: Sequence[Figure]) -> Iterator[str]:
+    yield "| services x endpoints | what | measured | at most | |"
+    yield "|---|---|---:|---:|---|"
+    for verdict in verdicts(figures):
+        target = verdict.target
+        measured, limit = quantity(verdict.value, verdict.unit), quantity(target.limit, verdict.unit)
+        met = "met" if verdict.met else "**not met**"
+        yield f"| {target.size} | {target.what} | {measured} | {limit} | {met} |"
+    yield ""
+
+
+def _data_path_table(figures: Sequence[Figure]) -> Iterator[str]:
+    """Ratios only: what a connection costs in absolute terms says more about the machine."""
+    yield "New connections through edgeproxy against other ways to the same servers; above 1, edgeproxy is better. Median of"
+    yield "the rounds, and the middle half of them.\n"
+    yield "| what | ways | ratio | from | to |"
+    yield "|---|---|---:|---:|---:|"
+    for figure in figures:
+        if figure.unit == "ratio":
+            low, high = (percentile(figure.samples, percent) for percent in (25, 75))
+            case = figure.case.removeprefix("data path: ")
+            yield f"| {case} | {figure.peer} | {figure.p50:.2f} | {low:.2f} | {high:.2f} |"
+    yield ""
+
+
 def _run_text(run: Run) -> Iterator[str]:
     yield f"`{run.command}`, {run.began}, {run.seconds / 60:.0f} minutes. Machine: {'; '.join(run.machine)}. Beside it ran: {run.beside}."
     yield from (f"**Note:** {note}." for note in run.notes)
@@ -98,10 +127,13 @@ def _run_text(run: Run) -> Iterator[str]:
 
 def _tables(figures: Sequence[Figure]) -> Iterator[str]:
     """A row for each case and peer, a column for each size."""
-    sizes = sorted({figure.size for figure in figures}, key=services_of)
+    sizes = sorted({figure.size for figure in figures if figure.size}, key=services_of)
+    if any(not figure.size for figure in figures if not figure.case.startswith("data path")):
+        sizes.insert(0, "")
     yield f"| case | who | {' | '.join(sizes)} |"
     yield f"|---|---|{'---:|' * len(sizes)}"
-    for case, peer in dict.fromkeys((figure.case, figure.peer) for figure in figures):
+    told = [figure for figure in figures if not figure.case.startswith("data path")]
+    for case, peer in dict.fromkeys((figure.case, figure.peer) for figure in told):
         cells = [find(figures, case, peer, size) for size in sizes]
         yield f"| {case} | {peer} | {' | '.join(shown(cell) if cell else '' for cell in cells)} |"
     yield ""
@@ -128,6 +160,36 @@ _QUESTIONS = (
         },
     ),
     (
+        "restart",
+        "How long does a start take, from the process to everything in the kernel?",
+        {
+            "kernel empty": ("start, kernel empty", "edgeproxy"),
+            "restart, kernel right": ("restart, kernel right", "edgeproxy"),
+            "the same, nothing kept": ("restart, kernel right, nothing kept", "edgeproxy"),
+        },
+    ),
+    (
+        "burst",
+        "How long until a burst of 1,000 endpoints is in the kernel?",
+        {
+            "in the lab": ("burst of 1000 endpoints: in the kernel", "edgeproxy"),
+            "natively, imaginary IPVS": ("burst of 1000 endpoints: converged", "daemon, imaginary IPVS"),
+        },
+    ),
+    (
+        "audit",
+        "What does it cost to compare everything with the kernel, in the lab?",
+        {"CPU of a whole audit": ("audit, nothing changed: CPU", "engine")},
+    ),
+    (
+        "memory",
+        "How much memory does the daemon take?",
+        {
+            "resident": ("memory, steady", "edgeproxy"),
+            "at most": ("memory, most ever", "edgeproxy"),
+        },
+    ),
+    (
         "native",
         "What does edgeproxy's own work cost, natively?",
         {
@@ -148,10 +210,52 @@ def _plots(figures: Sequence[Figure], directory: Path) -> Iterator[str]:
             if (found := [*_points(f for f in figures if (f.case, f.peer) == (case, peer))])
         }
         if points:
-            (directory / f"{name}.svg").write_text(
-                svg(Plot(title, "services with 10 endpoints", "seconds", points))
-            )
+            unit = "MiB" if name == "memory" else "seconds"
+            plot = Plot(title, "services with 10 endpoints", unit, points)
+            (directory / f"{name}.svg").write_text(svg(plot))
             yield f"![{title}](plots/{name}.svg)\n"
+
+
+_CHARTS = (
+    (
+        "data-path",
+        "How many new connections a second go through?",
+        "connections per second in the lab; the middle half of the rounds",
+        "data path: connections",
+        1.0,
+    ),
+    (
+        "latency",
+        "How long does one new connection take, alone?",
+        "milliseconds in the lab; the middle half of the connections",
+        "data path: latency",
+        1000.0,
+    ),
+)
+_FLEET = "How long does a change take to 200 followers, 20 changes a second?"
+
+
+def _charts(figures: Sequence[Figure], directory: Path) -> Iterator[str]:
+    for name, title, measured, case, scale in _CHARTS:
+        found = [figure for figure in figures if figure.case == case and figure.unit != "ratio"]
+        if found:
+            yield _chart(directory, name, Bars(title, measured, {f.peer: _half(f, scale) for f in found}))
+    fleet = [figure for figure in figures if figure.case.endswith(": put to delivered")]
+    if fleet:
+        lines = {f.case.removesuffix(": put to delivered"): _half(f, 1000.0) for f in fleet}
+        measured = "milliseconds natively; the middle half of the deliveries"
+        yield _chart(directory, "fleet", Bars(_FLEET, measured, lines))
+
+
+def _chart(directory: Path, name: str, chart: Bars) -> str:
+    (directory / f"{name}.svg").write_text(bars(chart))
+    return f"![{chart.title}](plots/{name}.svg)\n"
+
+
+def _half(figure: Figure, scale: float) -> tuple[float, float, float]:
+    """The median and the ends of the middle half."""
+    middle, low, high = (percentile(figure.samples, percent) * scale for percent in (50, 25, 75))
+    return middle, low, high
 
 
 def _points(figures: Iterable[Figure]) -> Iterator[tuple[float, float]]:

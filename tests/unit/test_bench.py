@@ -10,9 +10,10 @@ import pytest
 from tests.bench.book import Book, quantity, shown
 from tests.bench.figures import Figure, Run, percentile, read, write
 from tests.bench.load import Load, frontend, packed, spare, vip
-from tests.bench.plot import Plot, svg
+from tests.bench.plot import Bars, Plot, bars, svg
 from tests.bench.probe import Capped
 from tests.bench.ratios import ratios
+from tests.bench.targets import verdicts
 
 SIZE = "4000 x 10"
 
@@ -81,6 +82,25 @@ def test_a_plot_is_xml_with_a_line_for_each_name_and_higher_values_higher() -> N
     assert low > high, "SVG counts down"
     with pytest.raises(ValueError, match="above 0"):
         svg(Plot("t", "x", "y", {"zero": [(1, 0)]}))
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    picture = ElementTree.fromstring(bars(Bars("t", "ms", {"a & b": (2.0, 1.0, 3.0), "c": (4.0, 4.0, 4.0)})))
+    boxes = [box for box in picture.iter("{http://www.w3.org/2000/svg}rect") if box.get("height") == "26"]
+    first, second = (float(box.get("width", "0")) for box in boxes)
+    assert second == pytest.approx(2 * first, rel=0.01)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        bars(Bars("t", "ms", {}))
+
+
+def test_a_limit_is_kept_or_not() -> None:
+    def verdict(value: float) -> bool:
+        figure = Figure("memory, steady", "edgeproxy", "10000 x 10", "MiB", (value,))
+        (found,) = verdicts([figure])
+        return found.met
+
+    assert verdict(200.0)
+    assert not verdict(200.1)
 
 
 def test_no_address_of_a_load_is_used_twice() -> None:
