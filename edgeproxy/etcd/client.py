@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
@@ -16,6 +17,9 @@ from edgeproxy.etcd.settings import EtcdSettings, Timing
 
 log = logging.getLogger(__name__)
 
+RECORDS_AT_ONCE = 1000
+"""Taken from a page of the store between two turns of the event loop: some milliseconds."""
+
 
 class Header(msgspec.Struct, frozen=True):
     """Who answered, and when in the store's history. 0 = not told (a grpc-proxy does not)."""
@@ -27,14 +31,14 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """One page of a list; `more` tells whether keys follow.
+    """Some records of a list.
 
-    count: the keys from the start of this page to the end of the list, those that a filter leaves out included.
+    count: the keys from the start of this page or the one before to the end of the list, those that a filter
+        leaves out included.
     """
 
     header: Header
     records: list[KeyValue]
-    more: bool
     count: int
 
 
@@ -112,7 +116,7 @@ class Connection:
         return Reading(header=_header(answer.header), record=records[0] if records else None)
 
     async def list_prefix(self, prefix: bytes, receive: Callable[[Page], None], since: int = 0) -> Header:
-        """Every key below `prefix` at one revision, page by page into `receive`.
+        """Every key below `prefix` at one revision, some at a time into `receive`.
 
         since: only keys that were last written at this revision or later.
         The revision is that of the first, linearizable page; its header is returned. Raises
@@ -128,19 +132,23 @@ class Connection:
                     raise
                 limit = max(1, limit // 8)
                 continue
-            receive(page)
-            first = first or page.header
-            if not page.more or not page.records:
+            header = _header(page.header)
+            first = first or header
+            for at in range(0, max(len(page.kvs), 1), RECORDS_AT_ONCE):
+                receive(Page(header, _records(page.kvs[at : at + RECORDS_AT_ONCE]), page.count))
+                await asyncio.sleep(0)
+            if not page.more or not page.kvs:
                 return first
-            start = page.records[-1].key + b"\0"
+            start = page.kvs[-1].key + b"\0"
 
-    async def _page(self, start: bytes, end: bytes, revision: int, limit: int, since: int) -> Page:
+    async def _page(
+        self, start: bytes, end: bytes, revision: int, limit: int, since: int
+    ) -> wire.RangeResponse:
         request = wire.RangeRequest(
             key=start, range_end=end, limit=limit, revision=revision, min_mod_revision=since
         )
         deadline = self._timing.page_deadline
-        answer = await self._call("/etcdserverpb.KV/Range", request, wire.RangeResponse, deadline)
-        return Page(_header(answer.header), _records(answer.kvs), answer.more, answer.count)
+        return await self._call("/etcdserverpb.KV/Range", request, wire.RangeResponse, deadline)
 
     async def put(self, key: bytes, value: bytes, lease: int = 0) -> int:
         """Write one key; the revision it got."""

@@ -221,7 +221,7 @@ async def test_reading_a_record_back_revision_by_revision(server: EtcdServer) ->
             await store.value_before(key, 100)
         server.kill()
         await until(lambda: follower.health.endpoint is None, 5, "the loss is noticed")
-        with pytest.raises(Unreachable, match=r"refused|closed|not connected"):
+        with pytest.raises(Unreachable, match=r"refused|reset|closed|not connected"):
             await store.value_before(key, 4)
 
 
