@@ -86,26 +86,30 @@ def run(small: Load, large: Load, changes: int, burst: int, idle: float, book: B
             book.add("start to ready: CPU", NAME, load, "s", [cpu_seconds(daemon.pid)])
             _burst(daemon, etcd, load, burst, book)
             _idle(daemon, load, idle, book)
-        for case, often in (
-            ("put to kernel, audit every second", {"proxy_resync": "1s"}),
-            ("put to kernel, store audited", {"etcd_audit": "1s"}),
-        ):
-            with running(load, **often) as (daemon, _, putter):
-                found = [_change(daemon, putter, load, k, changes) for k in range(changes)]
-                book.add(case, NAME, load, "s", found)
+        with running(load, proxy_resync="1s") as (daemon, _, putter):
+            found = [_change(daemon, putter, load, k, changes) for k in range(changes)]
+            book.add("put to kernel, audit every second", NAME, load, "s", found)
+        with running(load, etcd_audit="1s") as (daemon, _, putter):
+            # From etcd's answer: it serves a list and a put one after the other, and that is not our time.
+            found = [_change(daemon, putter, load, k, changes, from_answer=True) for k in range(changes)]
+            book.add("answer to kernel, store audited", NAME, load, "s", found)
 
 
-def _change(daemon: ImaginaryDaemon, putter: Putter, load: Load, number: int, count: int) -> float:
-    """Seconds from the put to the moment the changes are about to enter the kernel."""
+def _change(
+    daemon: ImaginaryDaemon, putter: Putter, load: Load, number: int, count: int, *, from_answer: bool = False
+) -> float:
+    """Seconds from the put, or from etcd's answer to it, to the moment the change is about to enter the kernel."""
     time.sleep(_PAUSE)
     size = daemon.told.stat().st_size
     key = endpoint_key(load.services * number // count, f"spare-{number}")
     began = time.monotonic()
     putter.put(key, endpoint_record(spare(number)))
+    if from_answer:
+        began = time.monotonic()
     until(lambda: daemon.told.stat().st_size > size, CAP, "the change is in the imaginary kernel", _REST)
     with daemon.told.open() as told:
         told.seek(size)
-        return float(told.readline().split()[0]) - began
+        return max(float(told.readline().split()[0]) - began, 0.0)
 
 
 def _burst(daemon: ImaginaryDaemon, etcd: Etcd, load: Load, count: int, book: Book) -> None:

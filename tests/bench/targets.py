@@ -38,7 +38,7 @@ TARGETS = (
     ),
     Target(
         "a change beside audits of the store, natively, p99",
-        "put to kernel, store audited",
+        "answer to kernel, store audited",
         _NATIVE,
         0.05,
         99,
