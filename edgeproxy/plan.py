@@ -59,7 +59,7 @@ LINGER = 7 * 86400.0
 class Stale(msgspec.Struct, frozen=True, gc=False):
     """Flows to forget: those through `frontend` that were bound to `real`, a backend that left.
 
-    real None: flows that went past IPVS, because the frontend had no backend or its address no route.
+    real None: flows that were let through while the frontend had no backend at all.
     """
 
     frontend: Frontend

@@ -47,7 +47,7 @@ from edgeproxy.localroutes import LocalRoutes
 from edgeproxy.mirror import Mirror
 from edgeproxy.model import Finding, Frontend, Reason
 from edgeproxy.ownership import OwnershipLog
-from edgeproxy.plan import Plan, Planner, Stale, leaving
+from edgeproxy.plan import Plan, Planner, leaving
 from edgeproxy.proxyneighbours import ProxyNeighbours
 from edgeproxy.refused import Refused
 from edgeproxy.stale import forget
@@ -314,10 +314,10 @@ class Reconciler:
 
         They went another way and are masqueraded for it; a client that tries again would go on to be so.
         """
-        frontends = [frontend for frontend in self.desired.targets if frontend.address in arrived]
-        if frontends:
-            stale = [Stale(frontend, None) for frontend in frontends]
-            self.executor.counts["ForgetFlow", "done"] += forget(self._wires.conntrack, stale, self._anchors)
+        passed = [frontend for frontend in self.desired.targets if frontend.address in arrived]
+        if passed:
+            forgotten = forget(self._wires.conntrack, (), self._anchors, passed)
+            self.executor.counts["ForgetFlow", "done"] += forgotten
 
     def _reconcile(
         self, touched: Touched, drains: Mapping[Frontend, float], *, adopting: bool

@@ -21,16 +21,23 @@ OPENING = frozenset({TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.SYN_SENT2})
 
 
 class StaleFlows:
-    """Judges flows: those through given frontends to given backends."""
+    """Judges flows: those through given frontends to given backends.
 
-    def __init__(self, stale: Iterable[Stale], anchors: Sequence[Network]) -> None:
+    passed: frontends whose address was not delivered here, so that flows of any protocol went past IPVS.
+    """
+
+    def __init__(
+        self, stale: Iterable[Stale], anchors: Sequence[Network], passed: Iterable[Frontend] = ()
+    ) -> None:
         self._anchors = anchors
         self._lost: dict[tuple[int, Socket], set[Frontend]] = {}
-        self._unserved: set[Frontend] = set()
+        self._unserved = set(passed)
         for entry in stale:
+            if not self._concerns(entry.frontend):
+                continue
             if entry.real is None:
                 self._unserved.add(entry.frontend)
-            elif self._concerns(entry.frontend):
+            else:
                 self._lost.setdefault((entry.frontend.protocol, entry.real), set()).add(entry.frontend)
 
     def _concerns(self, frontend: Frontend) -> bool:
@@ -73,13 +80,18 @@ class StaleFlows:
         return original.destination == frontend.address or self._is_anchor(frontend.address)
 
 
-def forget(conntrack: Conntrack, stale: Sequence[Stale], anchors: Sequence[Network]) -> int:
-    """Delete the flows that are stale; how many there were.
+def forget(
+    conntrack: Conntrack,
+    stale: Iterable[Stale],
+    anchors: Sequence[Network],
+    passed: Iterable[Frontend] = (),
+) -> int:
+    """Delete the flows that are stale; how many there were. Arguments as of :class:`StaleFlows`.
 
     Raises:
         ConntrackError: the kernel refused.
     """
-    wanted = StaleFlows(stale, anchors)
+    wanted = StaleFlows(stale, anchors, passed)
     deleted = 0
     for selection in wanted.selections():
         deleted += conntrack.delete([flow for flow in conntrack.flows(selection) if flow in wanted])
