@@ -28,14 +28,14 @@ START_SECONDS = 90.0
 class Etcd:
     """One member with an empty store. Writes go through its JSON gateway: no child process each.
 
-    host: the machine it runs on, None for this one.
+    host: the machine it runs on, None for this one. port: there, for clients; the next one is for peers.
     """
 
-    def __init__(self, host: Host | None = None) -> None:
+    def __init__(self, host: Host | None = None, port: int = 2379) -> None:
         self.host = host
         self.directory = Path(tempfile.mkdtemp(prefix="edgeproxy-etcd-"))
         self.address = host.address4 if host else "127.0.0.1"
-        self.port, self.peer_port = (2379, 2380) if host else _free_ports(2)
+        self.port, self.peer_port = (port, port + 1) if host else _free_ports(2)
         self.process: subprocess.Popen[bytes] | None = None
         self._connection: http.client.HTTPConnection | None = None
 
