@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from edgeproxy.health import (
     NOT_FOUND,
@@ -21,22 +20,15 @@ from edgeproxy.health import (
     port_changes,
     service_answer,
 )
+from edgeproxy.http_server import HttpServer, Respond
 from edgeproxy.model import Finding, Reason
 from edgeproxy.settings import Listen
-
-if TYPE_CHECKING:
-    from aiohttp import web
 
 log = logging.getLogger(__name__)
 
 RETRY = 5.0
-SHUTDOWN = 1.0
-METHOD_NOT_ALLOWED = 405
 EVERY_ADDRESS = ("",)
 """Hosts to listen on: every local address of both families."""
-
-Respond = Callable[[str], Answer]
-"""Path of a GET or HEAD request in, answer out."""
 
 
 def routes(table: Mapping[str, Callable[[], Answer]]) -> Respond:
@@ -62,7 +54,7 @@ class Listener:
         self._respond = respond
         self._key = key
         self._retry = retry
-        self._runner: web.ServerRunner | None = None
+        self._servers: list[HttpServer] = []
         self._retrying: asyncio.Task[None] | None = None
         self._listens: tuple[Listen, ...] = ()
         self.ports: tuple[int, ...] = ()
@@ -89,23 +81,22 @@ class Listener:
 
     async def _drop(self) -> None:
         self.ports = ()
-        if self._runner is not None:
-            runner, self._runner = self._runner, None
-            await runner.cleanup()
+        servers, self._servers = self._servers, []
+        for server in servers:
+            await server.close()
 
     async def _bind(self) -> bool:
-        from aiohttp import web
-
-        self._runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=SHUTDOWN)
-        await self._runner.setup()
+        ports = []
         try:
             for listen in self._listens:
-                await web.TCPSite(self._runner, listen.host, listen.port).start()
+                server = HttpServer(self._respond)
+                ports.append(await server.open(listen.host, listen.port))
+                self._servers.append(server)
         except OSError as error:
             await self._drop()
             self._failed(listen, error)
             return False
-        self.ports = tuple(address[1] for address in self._runner.addresses)
+        self.ports = tuple(ports)
         self.finding = None
         log.info("%s: listening on %s", self._purpose, ", ".join(map(str, self._listens)))
         return True
@@ -126,19 +117,6 @@ class Listener:
         self.finding = Finding(
             self._key, 0, "", Reason.REFUSED if self._key else Reason.CONFIGURATION, message
         )
-
-    async def _handle(self, request: web.BaseRequest) -> web.Response:
-        from aiohttp import web
-
-        if request.method not in ("GET", "HEAD"):
-            return web.Response(status=METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"})
-        answer = self._respond(request.path)
-        headers = {
-            "Content-Type": answer.content_type,
-            "X-Content-Type-Options": "nosniff",
-            **dict(answer.headers),
-        }
-        return web.Response(status=answer.status, body=answer.body, headers=headers)
 
 
 class ServiceHealth:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import socket
 import time
 from collections.abc import Callable
-
-from aiohttp import ClientResponse, ClientSession
 
 from edgeproxy.health import Answer, Clock, Health, ServicePortHealth
 from edgeproxy.listener import Listener, ServiceHealth, routes
@@ -23,12 +23,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def get(port: int, path: str, method: str = "GET") -> tuple[ClientResponse, bytes]:
-    async with (
-        ClientSession() as session,
-        session.request(method, f"http://{LOCALHOST}:{port}{path}") as response,
-    ):
-        return response, await response.read()
+async def get(port: int, path: str, method: str = "GET") -> tuple[http.client.HTTPResponse, bytes]:
+    """A request of a client of the standard library, in a thread of its own."""
+    return await asyncio.to_thread(_get, port, path, method)
+
+
+def _get(port: int, path: str, method: str) -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection(LOCALHOST, port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response, response.read()
 
 
 async def until(condition: Callable[[], bool]) -> None:
