@@ -30,6 +30,7 @@ from edgeproxy.ownership import OwnershipLog
 from edgeproxy.plan import Plan
 from edgeproxy.stale import forget
 
+DRAIN_SETS = frozenset({SetName.DRAINS4, SetName.DRAINS6})
 COMMIT_SLICE = 2048
 """Elements in one nft transaction: some ten milliseconds."""
 
@@ -146,9 +147,7 @@ class Executor:
         elements = self._actual.elements
         for element in removed:
             elements.pop(key_of(element), None)
-        for element in added:
-            if element.set not in (SetName.DRAINS4, SetName.DRAINS6):
-                elements[key_of(element)] = element
+        elements.update((key_of(e), e) for e in added if e.set not in DRAIN_SETS)
         self.counts["AddElement", "done"] += len(added)
         self.counts["RemoveElement", "done"] += len(removed)
 

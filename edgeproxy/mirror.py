@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from edgeproxy.address import Network
 from edgeproxy.books import Actual, Connections, Drain, Socket, Touched, companions, key_of
-from edgeproxy.execution import Wires, drain_of
+from edgeproxy.execution import DRAIN_SETS, Wires, drain_of
 from edgeproxy.kernel.ipvs_entries import VirtualServerState
 from edgeproxy.kernel.nft_sets import SETS
-from edgeproxy.model import Frontend, RealServer, SetName, VirtualServer
+from edgeproxy.model import Frontend, RealServer, VirtualServer
 
-DRAIN_SETS = frozenset({SetName.DRAINS4, SetName.DRAINS6})
 DISTORTED = -1
 """Weight noted for a real server, and flags for a virtual one, that only an edit makes right."""
 COUNT_SLICE = 64

@@ -19,6 +19,7 @@ from edgeproxy.model import Finding, Frontend, Protocol, Reason
 from edgeproxy.state import StateError, write_atomically
 
 NAME = "owned"
+_NAMES = {protocol: protocol.name.lower() for protocol in Protocol}
 
 
 def scope() -> str:
@@ -29,7 +30,7 @@ def scope() -> str:
 
 def line(frontend: Frontend) -> str:
     """`tcp 10.96.0.10 8000`."""
-    return f"{frontend.protocol.name.lower()} {text(frontend.address)} {frontend.port}"
+    return f"{_NAMES[frontend.protocol]} {text(frontend.address)} {frontend.port}"
 
 
 def fold(content: str, scope: str) -> frozenset[Frontend]:

@@ -18,6 +18,7 @@ Sources: include/uapi/linux/netfilter/nf_tables.h and nf_tables_api.c of the ker
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -252,7 +253,7 @@ def _encode(
         if timeouts and (timeout := timeouts.get(element)):
             parts.append(be64(_TIMEOUT, max(1, round(timeout * 1000))))
         if element.comment:
-            parts.append(_userdata(element))
+            parts.append(_userdata(element.comment))
     body = b"".join(parts)
     return _HEADER.pack(4 + len(body), _LIST_ITEM | _NESTED) + body
 
@@ -264,13 +265,13 @@ def _goto(element: Element) -> bytes:
     return nested(_DATA, nested(_VERDICT, be32(_CODE, _GOTO & 0xFFFFFFFF), chain))
 
 
-def _userdata(element: Element) -> bytes:
-    comment = element.comment.encode() + b"\0"
-    if len(comment) > COMMENT_LIMIT + 1:
-        raise ValueError(
-            f"{element}: a comment has at most {COMMENT_LIMIT} bytes, this one {len(comment) - 1}"
-        )
-    return attribute(_USERDATA, bytes((_UDATA_COMMENT, len(comment))) + comment)
+@functools.lru_cache(maxsize=64)
+def _userdata(comment: str) -> bytes:
+    """The attribute of a comment; the elements of one service have the same."""
+    text = comment.encode() + b"\0"
+    if len(text) > COMMENT_LIMIT + 1:
+        raise TypeError(f"a comment has at most {COMMENT_LIMIT} bytes, this one {len(text) - 1}")
+    return attribute(_USERDATA, bytes((_UDATA_COMMENT, len(text))) + text)
 
 
 # -- answers -----------------------------------------------------------------------------------
