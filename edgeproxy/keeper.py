@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from edgeproxy import __version__
+from edgeproxy.collector import uncollected
 from edgeproxy.kept import Kept, decode, encode
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ class Keeper:
         except OSError as error:
             log.warning("%s cannot be read (%s): beginning without it", self._path, error.strerror)
             return None
-        kept = decode(content, self.build, self._prefix)
+        with uncollected():
+            kept = decode(content, self.build, self._prefix)
         if kept is None:
             log.info(
                 "%s is of another version, of another prefix or incomplete: beginning without it", self._path

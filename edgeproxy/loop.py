@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-from edgeproxy import systemd
+from edgeproxy import collector, systemd
 from edgeproxy.etcd.changes import Batch, Event, Snapshot
 from edgeproxy.etcd.store import Store
 from edgeproxy.execution import Wires
@@ -201,11 +200,13 @@ class Loop:
             self._rules_changed_at = None
             log.warning("somebody changed our nft tables: comparing the kernel with the records")
             self._next_audit = now
-        self._take_changes()
-        self._resolver.begin()
-        if self._may_work(now):
-            if self._work_waits():
+        may_work = self._may_work(now)
+        with contextlib.nullcontext() if self._synced_once else collector.uncollected():
+            self._take_changes()
+            self._resolver.begin()
+            if may_work and self._work_waits():
                 await self._work(self._reconciler.sync(), full=not self._synced_once)
+        if may_work:
             # After a failure the mirror is in doubt: nothing is built on it, and no lesser success covers it.
             if self._synced_once and now >= self._next_audit and not self._work_waits():
                 self._next_audit = float("inf")
@@ -323,7 +324,7 @@ class Loop:
             self._health.ready = True
             self._told_ready = True
             systemd.ready(self._summary())
-            _spare_the_collector()
+            collector.spare()
         elif news:
             systemd.status(self._summary())
 
@@ -364,16 +365,6 @@ class Loop:
 
 def _rested(changed: float | None, now: float) -> bool:
     return changed is not None and now >= changed + NOTICE_REST
-
-
-def _spare_the_collector() -> None:
-    """Take all objects there are out of the garbage collector's view.
-
-    The books live as long as the daemon; with 100,000 endpoints each full collection would stop
-    everything for 75 ms (docs/performance.md).
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _sentence(finding: Finding) -> str:

@@ -104,11 +104,11 @@ class Writer:
             yield [failure(given.get(id(operation), operation), errno.EAGAIN) for operation in operations]
             return
         batches = self._batches(operations)
-        # One thread for the kernel's work, if there is more than one batch.
-        with ThreadPoolExecutor(1, "ipvs") as beside, _quick_switches():
-            batch = next(batches, None)
+        batch = next(batches, None)
+        several = batch is not None and not batch.last
+        with _beside() if several else contextlib.nullcontext() as beside:
             while batch is not None:
-                if batch.last:
+                if beside is None or batch.last:
                     following, done = None, self._do(batch, given)
                 else:
                     doing = beside.submit(self._do, batch, given)
@@ -190,12 +190,13 @@ class Writer:
 
 
 @contextlib.contextmanager
-def _quick_switches() -> Iterator[None]:
-    """Have a thread that comes back from the kernel wait less for the interpreter: by default up to 5 ms each time."""
+def _beside() -> Iterator[ThreadPoolExecutor]:
+    """A thread for the kernel's work. When it comes back from there it would wait up to 5 ms for the interpreter."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        yield
+        with ThreadPoolExecutor(1, "ipvs") as thread:
+            yield thread
     finally:
         sys.setswitchinterval(before)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgeproxy.address import parse_network
 from edgeproxy.catalog import Catalog
+from edgeproxy.collector import uncollected
 from edgeproxy.execution import Executor
 from edgeproxy.kernel.ipvs import Ipvs
 from edgeproxy.kernel.nft import Nft
@@ -66,8 +67,10 @@ def _apply(engine: Engine, begin: Callable[[], None], load: Load, case: str, boo
         for owner, method, name in PARTS:
             watch.watch(owner, method, name)
         began = time.perf_counter()
-        begin()
-        engine.sync()
+        # As the daemon does.
+        with uncollected():
+            begin()
+            engine.sync()
         whole = time.perf_counter() - began
     book.add(case, "whole", load, "s", [whole])
     for name, seconds in watch.seconds.items():
