@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from edgeproxy.etcd.changes import Cause
+from edgeproxy.etcd.client import Connection, Header, Page
 from edgeproxy.etcd.settings import Timing
 
 from .follower import QUICK, Follower
@@ -41,13 +45,30 @@ async def test_what_was_written_in_between_is_told_and_nothing_is_listed(server:
         assert not follower.snapshots
 
 
-async def test_where_nothing_was_written_the_present_revision_is_told(server: EtcdServer) -> None:
+@pytest.mark.parametrize(("elsewhere", "revision"), [(True, 3), (False, 2)])
+async def test_where_nothing_was_written_the_present_revision_is_told(
+    server: EtcdServer, elsewhere: bool, revision: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.etcdctl("put", "/services/web", "1")
     before = await ended(server)
-    server.etcdctl("put", "/elsewhere", "1")
+    if elsewhere:
+        server.etcdctl("put", "/elsewhere", "1")
+    lists: list[bytes] = []
+    list_prefix = Connection.list_prefix
+
+    async def counted(
+        self: Connection, prefix: bytes, receive: Callable[[Page], None], since: int = 0
+    ) -> Header:
+        lists.append(prefix)
+        return await list_prefix(self, prefix, receive, since)
+
+    monkeypatch.setattr(Connection, "list_prefix", counted)
     async with Follower(server.settings(), before=before) as follower:
         await until(lambda: bool(follower.gaps), 10, "told")
-        assert [(gap.revision, gap.events) for gap in follower.gaps] == [(3, ())]
+        assert [(gap.revision, gap.events) for gap in follower.gaps] == [(revision, ())]
+        assert bool(lists) == elsewhere, "the store's revision alone says that nothing was written"
+        server.etcdctl("put", "/services/web", "2")
+        await settled(follower, server)
 
 
 async def test_a_deletion_in_between_makes_a_list(server: EtcdServer) -> None:
