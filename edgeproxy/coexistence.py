@@ -31,8 +31,11 @@ class Coexistence:
         self._trouble = ""
         self._accepting = False
 
-    def look_at_rules(self, proxy: Proxy) -> None:
-        """See which chains of others drop by default; add our accepts where that is configured."""
+    def look_at_rules(self, proxy: Proxy) -> bool:
+        """See which chains of others drop by default; add our accepts where that is configured.
+
+        False if the chains could not be read.
+        """
         self._trouble = ""
         before, self._accepting = self._accepting, proxy.accept_in is AcceptIn.IPTABLES
         try:
@@ -49,6 +52,8 @@ class Coexistence:
             self._chains = firewall.closed_chains()
         except (NetlinkError, OSError) as error:
             log.warning("the chains of other programs cannot be read: %s", error)
+            return False
+        return True
 
     def look_at_sockets(self) -> None:
         """See which ports processes of the host listen on."""

@@ -57,6 +57,8 @@ from edgeproxy.versions import Event, KeyValue
 
 log = logging.getLogger(__name__)
 
+NEVER = 0
+"""No generation of the rule set: whatever it is at the next look, it is another one."""
 COMPILE_SLICE = 50
 """Services compiled between two yields: some milliseconds."""
 
@@ -262,12 +264,14 @@ class Reconciler:
         nft = self._wires.nft
         if not always and not nft.disturbed():
             return
-        self._coexistence.look_at_rules(self._surroundings.proxy)
+        # Before the look: what somebody changes while it lasts is looked at next time.
+        nft.accept(nft.generation().number)
+        seen = self._coexistence.look_at_rules(self._surroundings.proxy)
         if self._frame.ensure(self._surroundings.frame):
             log.info("loaded the frame of tables inet and arp edgeproxy")
-        generation = nft.generation().number
         self._touched.update(self._mirror.read_elements())
-        nft.accept(generation)
+        if not seen:
+            nft.accept(NEVER)
         self._lost_drains = self._mirror.lost_drains()
 
     def _compile(self) -> Generator[None, None, dict[Frontend, float]]:

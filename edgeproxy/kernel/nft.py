@@ -102,7 +102,7 @@ class Nft(NetlinkUser):
         return generation(replies[0].payload)
 
     def accept(self, number: int) -> None:
-        """Take generation `number` as looked at: read it before a complete look, accept it after."""
+        """Take generation `number` as looked at: read it before a complete look. Our own commits go on from it."""
         self._seen = number
 
     def disturbed(self) -> bool:
@@ -278,6 +278,9 @@ class Nft(NetlinkUser):
 
     def dump(self, name: SetName) -> list[Held]:
         """The elements of one set, as they were at one moment.
+
+        Just after thousands were added some may be left out: while the kernel makes the set's hash table larger,
+        in the background, a walk through it can miss elements (nft_rhash_walk). Adding one that is there is success.
 
         Raises:
             FrameMissingError: the set is not there.

@@ -49,8 +49,9 @@ Record = Mapping[str, object] | str
 class NoNeighbours(Coexistence):
     """A host without other software."""
 
-    def look_at_rules(self, proxy: Proxy) -> None:
+    def look_at_rules(self, proxy: Proxy) -> bool:
         """There is none."""
+        return True
 
     def look_at_sockets(self) -> None:
         """Nothing listens."""

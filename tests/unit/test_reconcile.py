@@ -23,7 +23,7 @@ from edgeproxy.model import Frontend, Protocol, RealServer, Reason, SetName, Vir
 from edgeproxy.settings import Node, Proxy, Settings
 from edgeproxy.surroundings import survey
 from tests.fake_kernel import CrashError, FakeKernel
-from tests.unit.site import DRAINS, FACTS, SETTINGS, Record, Site, finish, picture
+from tests.unit.site import DRAINS, FACTS, SETTINGS, NoNeighbours, Record, Site, finish, picture
 
 WEB = Frontend(parse("10.96.0.10"), Protocol.TCP, 8000)
 WALK_THROUGH: dict[str, Record] = {
@@ -555,6 +555,36 @@ class TestSurroundings:
         site = settled_site(WALK_THROUGH)
         site.reconciler.set_surroundings(survey(SETTINGS, FACTS))
         assert not site.reconciler.pending
+
+
+class RestlessNeighbours(NoNeighbours):
+    """Somebody changes rules while they are being looked at, or makes them unreadable, in the first looks."""
+
+    def __init__(self, site: Site, troubles: list[str]) -> None:
+        super().__init__()
+        self.looks = 0
+        self._site = site
+        self._troubles = troubles
+
+    def look_at_rules(self, proxy: Proxy) -> bool:
+        self.looks += 1
+        trouble = self._troubles.pop() if self._troubles else ""
+        self._site.kernel.generation += trouble == "changed"
+        return trouble != "unreadable"
+
+
+class TestRulesOfOthers:
+    @pytest.mark.parametrize("trouble", ["changed", "unreadable"])
+    def test_what_a_look_may_have_missed_is_looked_at_again(self, trouble: str) -> None:
+        site = settled_site(WALK_THROUGH)
+        neighbours = RestlessNeighbours(site, [trouble])
+        site.reconciler._coexistence = neighbours
+        finish(site.reconciler.audit())
+        assert neighbours.looks == 0
+        site.kernel.generation += 1
+        for looks in (1, 2, 2):
+            finish(site.reconciler.audit())
+            assert neighbours.looks == looks
 
 
 class TestFlows:
