@@ -129,6 +129,9 @@ def _idle(daemon: ImaginaryDaemon, load: Load, seconds: float, book: Book) -> No
     book.add("memory, steady", NAME, load, "MiB", [resident_mib(daemon.pid)])
     book.add("memory, most ever", NAME, load, "MiB", [resident_mib(daemon.pid, "VmHWM")])
     if seconds:
+        # Some time after a change it writes down what it knows: that is part of the change, not of idling.
+        kept = daemon.directory / "state" / "kept"
+        until(kept.exists, CAP, "the state is kept", 0.5)
         before = cpu_seconds(daemon.pid)
         time.sleep(seconds)
         used = cpu_seconds(daemon.pid) - before
