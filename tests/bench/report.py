@@ -20,7 +20,7 @@ _BEGIN, _END = "<!-- profile: written by make bench -->", "<!-- end of profile -
 _HEAD = """\
 # Benchmarks
 
-Written by `make bench`; what was done to get here is in [performance.md](performance.md). Figures from one machine and one run:
+Written by `make bench`; what was done to get here is in [performance.md](performance.md). Figures from one machine, one run in the lab and one natively:
 the ratios travel, the seconds do not.
 """
 
@@ -56,7 +56,7 @@ _BOUNDS = """\
   the store's answer to what was written since, for which etcd reads every record. The engine's share is in the table of ratios.
 - *Idle.* Processor time is counted in ticks of 10 ms, 13 of them in that minute; most are the audit's share of the time (`AUDIT_SHARE` in `loop.py`, a thousandth).
 - The runs in the lab and natively are an hour apart. Between them came: no garbage collection while the books are filled for the first time, and no question to the store
-  if its revision is still ours; both shorten a restart in the lab beyond what is shown.
+  if its revision is still ours; what they bring to a restart in the lab is not in these figures.
 - The profile of the Python part and what was done about it are in [performance.md](performance.md).
 """
 
