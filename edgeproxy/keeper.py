@@ -69,8 +69,10 @@ class Keeper:
             with open(descriptor, "wb") as file:
                 file.writelines(encode(kept))
             os.replace(temporary, self._path)
-        except OSError as error:
-            log.warning("%s cannot be written (%s): the next start takes longer", self._path, error.strerror)
+        except (OSError, OverflowError) as error:
+            # Too large: an entry of the ledger has 32 bits for its revision where it is written down.
+            reason = error.strerror if isinstance(error, OSError) else error
+            log.warning("%s cannot be written (%s): the next start takes longer", self._path, reason)
 
     def due(self, revision: int) -> bool:
         """Whether the state at a revision should be written by now."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgeproxy.etcd.ledger import entry_of
+from edgeproxy.keeper import Keeper
 from edgeproxy.kept import FORMAT, Kept, decode, encode
 from edgeproxy.model import Element, Protocol, SetName
 from edgeproxy.settings import Node, Settings
@@ -195,3 +199,13 @@ def _sorted_like(other: Site, site: Site) -> object:
             msgspec.structs.replace(service, endpoints=tuple(entries[e.key] for e in like.endpoints))
         )
     return msgspec.structs.replace(image, services=tuple(ordered))
+
+
+def test_a_store_whose_revisions_are_too_large_is_not_kept_and_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = kept_of(busy_site())
+    large = msgspec.structs.replace(kept.ledger, entries={b"/services/web": entry_of(1 << 32, b"")})
+    Keeper(tmp_path, PREFIX).write(msgspec.structs.replace(kept, ledger=large))
+    assert not (tmp_path / "kept").exists()
+    assert "kept cannot be written" in caplog.text
