@@ -66,7 +66,9 @@ def _servers(nft: Nft, settings: Settings) -> Iterator[str]:
         # The module is not loaded: there are no virtual servers.
         return
     with ipvs:
-        for state in ipvs.dump():
+        states = ipvs.dump()
+        missed = owned - {state.server.frontend for state in states}
+        for state in (*states, *ipvs.dump_frontends(missed).values()):
             frontend = state.server.frontend
             if frontend is None:
                 continue

@@ -92,7 +92,11 @@ class Ipvs(Closing):
     # -- reading -------------------------------------------------------------------------------
 
     def dump(self, *, statistics: bool = False) -> list[VirtualServerState]:
-        """All virtual servers of this namespace with their destinations, anyone's, everything of them."""
+        """All virtual servers of this namespace with their destinations, anyone's, everything of them.
+
+        Some may be missing, or there twice, if virtual servers of any namespace are made or removed
+        meanwhile: to go on after a datagram the kernel counts those of all (ip_vs_genl_dump_services).
+        """
         return [
             VirtualServerState(server, self._destinations(server, statistics=statistics))
             for server in self._virtual_servers(statistics=statistics)
@@ -105,9 +109,9 @@ class Ipvs(Closing):
         not see thresholds, persistence templates (both are 0) and a forwarding method no tool
         sets; :meth:`dump_frontends` does, so an audit finds within its cycle what was set by hand.
 
-        It is no snapshot: what changes meanwhile may be seen in its old or in its new state, and a
-        virtual server that is removed meanwhile may hide another one. A writer that acts on it
-        finds out, for every operation is safe to repeat.
+        It is no snapshot: what changes meanwhile may be seen in its old or in its new state. What netlink
+        misses then (:meth:`dump`) is found in the listing; if both miss it, a writer finds out, for
+        every operation is safe to repeat.
         """
         began = time.monotonic()
         done: list[VirtualServerState] = []
@@ -147,6 +151,7 @@ class Ipvs(Closing):
         """Virtual servers in small parts: those the listing tells of, then all others."""
         pending: dict[Frontend, VirtualServerEntry] = {}
         others: list[VirtualServerEntry] = []
+        told: set[Frontend] = set()
         for server in self._virtual_servers(statistics=False):
             frontend = server.frontend
             if frontend is None:
@@ -154,11 +159,14 @@ class Ipvs(Closing):
             else:
                 pending[frontend] = server
         for part in self._listed():
+            missed = [name for name, _ in part if name not in pending and name not in told]
+            pending.update(self._named(missed, statistics=False))
             yield [
                 VirtualServerState(pending.pop(frontend), destinations)
                 for frontend, destinations in part
                 if frontend in pending
             ]
+            told.update(frontend for frontend, _ in part)
         for server in (*others, *pending.values()):
             yield [VirtualServerState(server, self._destinations(server, statistics=False))]
 

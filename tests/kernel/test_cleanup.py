@@ -12,6 +12,7 @@ from edgeproxy.address import parse, parse_network
 from edgeproxy.cleanup import cleanup
 from edgeproxy.execution import Wires
 from edgeproxy.hostfacts import read
+from edgeproxy.kernel.ipvs import Ipvs
 from edgeproxy.kernel.ipvs_operations import AddReal, AddVirtual, Operation
 from edgeproxy.kernel.routes import PutRoute
 from edgeproxy.kernel.ruleset import render
@@ -107,6 +108,17 @@ def test_ours_goes_and_the_rest_stays(host: Host, settings: Settings) -> None:
     assert list(settings.state.dir.iterdir()) == []
     assert host.in_namespace(lambda: list(cleanup(settings))) == []
     assert dump(host) == before
+
+
+def test_what_a_dump_misses_goes_too(host: Host, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.in_namespace(fill, settings)
+    dumped = Ipvs.dump
+    monkeypatch.setattr(
+        Ipvs, "dump", lambda ipvs: [s for s in dumped(ipvs) if s.server.frontend not in (REGISTERED, LOGGED)]
+    )
+    removed = host.in_namespace(lambda: list(cleanup(settings)))
+    assert host.run(["ipvsadm", "-Sn"]).stdout == ""
+    assert len([line for line in removed if "virtual server" in line]) == 3
 
 
 def test_the_cordon_stays(host: Host, settings: Settings) -> None:
