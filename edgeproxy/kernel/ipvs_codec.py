@@ -218,23 +218,24 @@ def encode_destination(entry: DestinationEntry) -> bytes:
 
 
 def encode_real_server(real: RealServer) -> bytes:
-    """As :func:`encode_destination` of a masqueraded real server, fifteen times as fast.
+    """As :func:`encode_destination` of a masqueraded real server."""
+    before, after = around_address(real)
+    return before + real.address + after
 
-    All real servers of a service differ in their address only: what stands before and after it is kept.
-    """
-    address = real.address
-    if len(address) == IPV4_LENGTH:
-        return _BEFORE_4 + address + _after_address(real.port, real.weight, True)
-    return _BEFORE_6 + address + _after_address(real.port, real.weight, False)
+
+def around_address(real: RealServer) -> tuple[bytes, bytes]:
+    """What stands before and after the address in :func:`encode_real_server`; it varies little within a service."""
+    length = len(real.address)
+    return _before_address(length), _after_address(real.port, real.weight, length)
 
 
 @functools.lru_cache(maxsize=256)
-def _after_address(port: int, weight: int, four: bool) -> bytes:
-    """The fields of a DEST attribute that follow its address."""
+def _after_address(port: int, weight: int, length: int) -> bytes:
+    """The fields of a DEST attribute that follow its address, which is so long."""
     return b"".join(
         (
             netlink.be16(DestinationField.PORT, port),
-            netlink.u16(DestinationField.ADDR_FAMILY, AF_INET if four else AF_INET6),
+            netlink.u16(DestinationField.ADDR_FAMILY, _family(Address(bytes(length)))),
             netlink.u32(DestinationField.FWD_METHOD, Forwarding.MASQUERADE),
             netlink.u32(DestinationField.WEIGHT, weight),
             netlink.u32(DestinationField.U_THRESH, 0),
@@ -243,16 +244,14 @@ def _after_address(port: int, weight: int, four: bool) -> bytes:
     )
 
 
+@functools.lru_cache(maxsize=2)
 def _before_address(length: int) -> bytes:
     """A DEST attribute up to its address, which is so long."""
     address = bytes(length)
     whole = netlink.nested(
-        Field.DEST, netlink.attribute(DestinationField.ADDR, address), _after_address(0, 0, True)
+        Field.DEST, netlink.attribute(DestinationField.ADDR, address), _after_address(0, 0, length)
     )
     return whole[: whole.index(address, 8)]
-
-
-_BEFORE_4, _BEFORE_6 = _before_address(IPV4_LENGTH), _before_address(IPV6_LENGTH)
 
 
 def encode_timeouts(timeouts: Timeouts) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgeproxy.address import parse
 from edgeproxy.kernel.ipvs_operations import (
@@ -16,6 +18,8 @@ from edgeproxy.kernel.ipvs_operations import (
     Operation,
     RemoveReal,
     RemoveVirtual,
+    encode,
+    encode_all,
     failure,
     follow_up,
     target,
@@ -33,6 +37,27 @@ ALL: list[Operation] = [
     EditReal(WEB, REAL),
     RemoveReal(WEB, REAL.address, REAL.port),
 ]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(ALL),
+            st.builds(
+                AddReal,
+                st.sampled_from([WEB, Frontend(parse("fd00::a"), Protocol.UDP, 53)]),
+                st.builds(
+                    RealServer,
+                    st.sampled_from([parse("10.1.1.2"), parse("10.1.1.3"), parse("fd00::1")]),
+                    st.sampled_from([80, 8080]),
+                    st.sampled_from([0, 1]),
+                ),
+            ),
+        )
+    )
+)
+def test_a_run_is_encoded_as_each_by_itself(operations: list[Operation]) -> None:
+    assert encode_all(operations) == [encode(operation) for operation in operations]
 
 
 @pytest.mark.parametrize(
