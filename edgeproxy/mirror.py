@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from edgeproxy.address import Network
 from edgeproxy.books import Actual, Connections, Drain, Socket, Touched, companions, key_of
 from edgeproxy.execution import DRAIN_SETS, Wires, drain_of
-from edgeproxy.kernel.ipvs_entries import VirtualServerState
+from edgeproxy.kernel.ipvs_entries import DISTORTED, VirtualServerEntry, VirtualServerState, Weights
 from edgeproxy.kernel.nft_sets import SETS
-from edgeproxy.model import Frontend, RealServer, VirtualServer
+from edgeproxy.model import Frontend, VirtualServer
 
-DISTORTED = -1
-"""Weight noted for a real server, and flags for a virtual one, that only an edit makes right."""
 COUNT_SLICE = 64
 CHECK_SLICE = 32
 """Virtual servers compared in one step: a few milliseconds."""
@@ -83,13 +81,13 @@ class Mirror:
         owned: frontends that are ours beside those in the register.
         """
         seen: set[Frontend] = set()
-        for states in self._wires.ipvs.read_in_slices():
+        for part in self._wires.ipvs.read_in_slices():
             touched = Touched()
-            for state in states:
-                frontend = state.server.frontend
+            for server, weights in part:
+                frontend = server.frontend
                 if frontend is not None:
                     seen.add(frontend)
-                    if self._judge(frontend, state, owned):
+                    if self._judge(frontend, server, weights, owned):
                         touched.frontends.add(frontend)
             yield touched
         yield self._forget(self._actual.servers.keys() - seen | self._actual.foreign - seen)
@@ -107,7 +105,7 @@ class Mirror:
             states = self._wires.ipvs.dump_frontends(part)
             touched = Touched()
             for frontend, state in states.items():
-                if self._judge(frontend, state, frozenset()):
+                if self._judge(frontend, state.server, state.weights, frozenset()):
                     touched.frontends.add(frontend)
             touched.update(self._forget({frontend for frontend in part if frontend not in states}))
             yield touched
@@ -125,7 +123,9 @@ class Mirror:
             touched.frontends.add(frontend)
         return touched
 
-    def _judge(self, frontend: Frontend, state: VirtualServerState, owned: frozenset[Frontend]) -> bool:
+    def _judge(
+        self, frontend: Frontend, entry: VirtualServerEntry, weights: Weights, owned: frozenset[Frontend]
+    ) -> bool:
         """Note one virtual server; true if it was thought to be different."""
         actual = self._actual
         if not self._is_ours(frontend, owned):
@@ -133,17 +133,11 @@ class Mirror:
             actual.foreign.add(frontend)
             return new
         actual.foreign.discard(frontend)
-        server = _seen_server(frontend, state)
-        reals = {
-            (entry.address, entry.port): entry.weight if entry.plain else DISTORTED
-            for entry in state.destinations
-        }
-        if actual.servers.get(frontend) == server and actual.reals[frontend] == reals:
+        server = _seen_server(frontend, entry)
+        if actual.servers.get(frontend) == server and actual.reals[frontend] == weights:
             return False
-        actual.remove_server(frontend)
         actual.set_server(server)
-        for (address, port), weight in reals.items():
-            actual.set_real(frontend, RealServer(address, port, weight))
+        actual.reals[frontend] = weights
         return True
 
     def _is_ours(self, frontend: Frontend, owned: frozenset[Frontend]) -> bool:
@@ -169,8 +163,9 @@ def _counts(state: VirtualServerState | None) -> dict[Socket, int]:
     return {(entry.address, entry.port): entry.active + entry.inactive for entry in state.destinations}
 
 
-def _seen_server(frontend: Frontend, state: VirtualServerState) -> VirtualServer:
-    server = state.server.virtual_server
-    if server is None or not state.server.plain:
-        return VirtualServer(frontend, state.server.scheduler, flags=DISTORTED)
+def _seen_server(frontend: Frontend, entry: VirtualServerEntry) -> VirtualServer:
+    server = entry.virtual_server
+    if server is None or not entry.plain:
+        # No flags that anybody wants.
+        return VirtualServer(frontend, entry.scheduler, flags=DISTORTED)
     return server

@@ -35,6 +35,7 @@ from edgeproxy.kernel.ipvs_entries import (
     Timeouts,
     VirtualServerEntry,
     VirtualServerState,
+    Weights,
 )
 from edgeproxy.kernel.ipvs_listing import Listed, Listing
 from edgeproxy.kernel.ipvs_operations import Failure, Operation
@@ -43,6 +44,9 @@ from edgeproxy.kernel.ipvs_writer import SLICE_SECONDS, Writer
 from edgeproxy.kernel.netlink import RefusedError
 from edgeproxy.kernel.netlink_socket import Closing
 from edgeproxy.model import Frontend
+
+Weighed = tuple[VirtualServerEntry, Weights]
+"""A virtual server and the weights of its destinations."""
 
 # Of this thread; /proc/net is that of the process's first thread.
 _LISTING = "/proc/thread-self/net/ip_vs"
@@ -102,21 +106,21 @@ class Ipvs(Closing):
             for server in self._virtual_servers(statistics=statistics)
         ]
 
-    def read_in_slices(self) -> Iterator[list[VirtualServerState]]:
-        """All virtual servers as :meth:`dump`, in less than half the time and without some details.
+    def read_in_slices(self) -> Iterator[list[Weighed]]:
+        """All virtual servers with the weights of their destinations, in a fifth of the time of :meth:`dump`.
 
         Yields every :data:`SLICE_SECONDS` what was read since. Of masqueraded destinations it does
-        not see thresholds, persistence templates (both are 0) and a forwarding method no tool
-        sets; :meth:`dump_frontends` does, so an audit finds within its cycle what was set by hand.
+        not see thresholds and a forwarding method no tool sets; :meth:`dump_frontends` does, so an
+        audit finds within its cycle what was set by hand.
 
         It is no snapshot: what changes meanwhile may be seen in its old or in its new state. What netlink
         misses then (:meth:`dump`) is found in the listing; if both miss it, a writer finds out, for
         every operation is safe to repeat.
         """
         began = time.monotonic()
-        done: list[VirtualServerState] = []
-        for states in self._states():
-            done += states
+        done: list[Weighed] = []
+        for part in self._weighed():
+            done += part
             if time.monotonic() - began > SLICE_SECONDS:
                 yield done
                 began, done = time.monotonic(), []
@@ -147,7 +151,7 @@ class Ipvs(Closing):
             return {}
         return {(entry.address, entry.port): (entry.active, entry.inactive) for entry in state.destinations}
 
-    def _states(self) -> Iterator[list[VirtualServerState]]:
+    def _weighed(self) -> Iterator[list[Weighed]]:
         """Virtual servers in small parts: those the listing tells of, then all others."""
         pending: dict[Frontend, VirtualServerEntry] = {}
         others: list[VirtualServerEntry] = []
@@ -161,14 +165,10 @@ class Ipvs(Closing):
         for part in self._listed():
             missed = [name for name, _ in part if name not in pending and name not in told]
             pending.update(self._named(missed, statistics=False))
-            yield [
-                VirtualServerState(pending.pop(frontend), destinations)
-                for frontend, destinations in part
-                if frontend in pending
-            ]
+            yield [(pending.pop(frontend), weights) for frontend, weights in part if frontend in pending]
             told.update(frontend for frontend, _ in part)
         for server in (*others, *pending.values()):
-            yield [VirtualServerState(server, self._destinations(server, statistics=False))]
+            yield [(server, VirtualServerState(server, self._destinations(server, statistics=False)).weights)]
 
     def _listed(self) -> Iterator[list[Listed]]:
         """What the listing tells, a page at a time; nothing where there is none.

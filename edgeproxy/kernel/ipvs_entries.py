@@ -162,11 +162,26 @@ class DestinationEntry(msgspec.Struct, frozen=True, gc=False):
         return cls(real.address, real.port, Forwarding.MASQUERADE, real.weight)
 
 
+DISTORTED = -1
+"""In place of the weight of a destination that only an edit makes what the model says."""
+
+Weights = dict[tuple[Address, int], int]
+"""The weights of the destinations of one virtual server, by address and port."""
+
+
 class VirtualServerState(msgspec.Struct, frozen=True, gc=False):
     """A virtual server and its destinations, in the kernel's order."""
 
     server: VirtualServerEntry
     destinations: tuple[DestinationEntry, ...]
+
+    @property
+    def weights(self) -> Weights:
+        """What the model has to know of the destinations."""
+        return {
+            (entry.address, entry.port): entry.weight if entry.plain else DISTORTED
+            for entry in self.destinations
+        }
 
 
 class Timeouts(msgspec.Struct, frozen=True, gc=False):

@@ -26,14 +26,13 @@ from __future__ import annotations
 import re
 import struct
 from binascii import unhexlify
-from itertools import repeat
 
 from edgeproxy.address import Address
-from edgeproxy.kernel.ipvs_entries import DestinationEntry, Forwarding
+from edgeproxy.kernel.ipvs_entries import Weights
 from edgeproxy.model import Frontend, Protocol
 
-Listed = tuple[Frontend, tuple[DestinationEntry, ...]]
-"""A virtual server and its destinations, in the kernel's order."""
+Listed = tuple[Frontend, Weights]
+"""A virtual server and its destinations."""
 
 _NUMBER = "[0-9]{1,10}"
 _SOCKET_4 = "[0-9A-F]{8}:[0-9A-F]{4}"
@@ -92,26 +91,12 @@ def _virtual_servers(text: bytes) -> list[Listed]:
     found = []
     for protocol, socket_4, lines_4, socket_6, lines_6 in _VIRTUAL_SERVER.findall(text):
         packed, lines = (_PACKED_4, lines_4) if socket_4 else (_PACKED_6, lines_6)
-        (address,), (port,) = _sockets([socket_4 or socket_6], packed)
-        found.append((Frontend(address, _PROTOCOLS[protocol], port), _destinations(lines.split(), packed)))
+        words = lines.split()
+        # Column by column, so that no loop is Python's.
+        (address, *addresses), (port, *ports) = _sockets([socket_4 or socket_6, *words[1::_COLUMNS]], packed)
+        weights = dict(zip(zip(addresses, ports, strict=True), map(int, words[3::_COLUMNS]), strict=True))
+        found.append((Frontend(address, _PROTOCOLS[protocol], port), weights))
     return found
-
-
-def _destinations(words: list[bytes], packed: str) -> tuple[DestinationEntry, ...]:
-    """The destinations in the words of their lines: column by column, so that no loop is Python's."""
-    none = repeat(0)
-    return tuple(
-        map(
-            DestinationEntry,
-            *_sockets(words[1::_COLUMNS], packed),
-            repeat(int(Forwarding.MASQUERADE)),
-            map(int, words[3::_COLUMNS]),
-            none,
-            none,
-            map(int, words[4::_COLUMNS]),
-            map(int, words[5::_COLUMNS]),
-        )
-    )
 
 
 def _sockets(words: list[bytes], packed: str) -> tuple[tuple[Address, ...], tuple[int, ...]]:

@@ -20,7 +20,9 @@ from __future__ import annotations
 import enum
 import functools
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 
 import msgspec
 
@@ -110,8 +112,8 @@ class Layout:
             TypeError, struct.error: its fields are not those of the set.
         """
         for at, length in self.lengths:
-            field = key[at]
-            if not isinstance(field, bytes) or len(field) != length:
+            # A number has no length, which is a TypeError too.
+            if len(key[at]) != length:  # type: ignore[arg-type]
                 raise TypeError(f"field {at + 1} is no address of {length} bytes")
         return self.pack(*key)
 
@@ -209,59 +211,51 @@ def _messages(
 ) -> Iterator[Change]:
     layout, head = LAYOUTS[name], list_head(name)
     first = 16 + len(head) + 4
-    members: list[Element] = []
-    starts: list[int] = []
-    parts: list[bytes] = []
-    size = 0
-    verdicts: dict[str, bytes] = {}
-    for element in elements:
-        try:
-            body = _encode(layout, element, command is Command.NEW_ELEMENTS, timeouts, verdicts)
-        except (struct.error, TypeError, IndexError) as error:
-            raise ValueError(f"{element} does not fit the type of set {name}: {error}") from None
-        if size + len(body) > _MESSAGE:
-            yield Change(command, name, tuple(members), tuple(starts), head + _elements(parts))
-            members, starts, parts, size = [], [], [], 0
-        members.append(element)
-        starts.append(first + size)
-        parts.append(body)
-        size += len(body)
-    yield Change(command, name, tuple(members), tuple(starts), head + _elements(parts))
+    new = command is Command.NEW_ELEMENTS
+    bodies = [_encode(layout, element, new, timeouts) for element in elements]
+    bounds = [0, *accumulate(map(len, bodies))]
+    start = 0
+    while start < len(bodies):
+        end = max(start + 1, bisect_right(bounds, bounds[start] + _MESSAGE) - 1)
+        yield Change(
+            command,
+            name,
+            tuple(elements[start:end]),
+            tuple(map((first - bounds[start]).__add__, bounds[start:end])),
+            head + nested(_LIST_ELEMENTS, *bodies[start:end]),
+        )
+        start = end
 
 
-def _elements(parts: list[bytes]) -> bytes:
-    return nested(_LIST_ELEMENTS, *parts)
-
-
-def _encode(
-    layout: Layout, element: Element, new: bool, timeouts: Mapping[Element, float], verdicts: dict[str, bytes]
-) -> bytes:
-    parts = [layout.key_head, layout.value(element.key)]
-    if layout.ranges:
-        parts += (layout.end_head, layout.value(element.until))
-    elif element.until:
-        raise ValueError(f"{element}: set {element.set} holds no ranges")
-    if new:
-        if layout.data is Field.VERDICT:
-            parts.append(
-                verdicts.get(element.verdict) or verdicts.setdefault(element.verdict, _goto(element))
-            )
-        elif layout.data is not None:
-            if len(element.data) != _LENGTHS[layout.data]:
-                raise TypeError(f"its data is no address of {_LENGTHS[layout.data]} bytes")
-            parts.append(nested(_DATA, attribute(_VALUE, element.data)))
-        if timeouts and (timeout := timeouts.get(element)):
-            parts.append(be64(_TIMEOUT, max(1, round(timeout * 1000))))
-        if element.comment:
-            parts.append(_userdata(element.comment))
+def _encode(layout: Layout, element: Element, new: bool, timeouts: Mapping[Element, float]) -> bytes:
+    try:
+        parts = [layout.key_head, layout.value(element.key)]
+        if layout.ranges:
+            parts += (layout.end_head, layout.value(element.until))
+        elif element.until:
+            raise ValueError(f"{element}: set {element.set} holds no ranges")
+        if new:
+            if layout.data is Field.VERDICT:
+                parts.append(_goto(element.verdict))
+            elif layout.data is not None:
+                if len(element.data) != _LENGTHS[layout.data]:
+                    raise TypeError(f"its data is no address of {_LENGTHS[layout.data]} bytes")
+                parts.append(nested(_DATA, attribute(_VALUE, element.data)))
+            if timeouts and (timeout := timeouts.get(element)):
+                parts.append(be64(_TIMEOUT, max(1, round(timeout * 1000))))
+            if element.comment:
+                parts.append(_userdata(element.comment))
+    except (struct.error, TypeError, IndexError) as error:
+        raise ValueError(f"{element} does not fit the type of set {element.set}: {error}") from None
     body = b"".join(parts)
     return _HEADER.pack(4 + len(body), _LIST_ITEM | _NESTED) + body
 
 
-def _goto(element: Element) -> bytes:
-    if not element.verdict:
-        raise ValueError(f"{element}: an element of map {element.set} needs a verdict")
-    chain = string(_CHAIN, element.verdict)
+@functools.lru_cache(maxsize=64)
+def _goto(verdict: str) -> bytes:
+    if not verdict:
+        raise TypeError("an element of a verdict map needs a verdict")
+    chain = string(_CHAIN, verdict)
     return nested(_DATA, nested(_VERDICT, be32(_CODE, _GOTO & 0xFFFFFFFF), chain))
 
 

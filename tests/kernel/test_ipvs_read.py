@@ -9,10 +9,11 @@ import pytest
 
 from edgeproxy.address import Address, parse, text, with_port
 from edgeproxy.kernel import ipvs as reader
-from edgeproxy.kernel.ipvs import Ipvs
+from edgeproxy.kernel.ipvs import Ipvs, Weighed
 from edgeproxy.kernel.ipvs_entries import (
     AF_INET,
     AF_INET6,
+    DISTORTED,
     DestinationEntry,
     Timeouts,
     VirtualServerEntry,
@@ -128,7 +129,7 @@ def test_everything_ipvsadm_can_make_is_read(ipvs: Ipvs) -> None:
     assert rules(ipvs.dump()) == sorted(printed)
     assert sorted(printed) == sorted(RULES.splitlines())
     assert rules(ipvs.dump(statistics=True)) == sorted(printed)
-    assert rules([state for part in ipvs.read_in_slices() for state in part]) == sorted(printed)
+    assert in_slices(ipvs) == weighed(ipvs.dump())
 
 
 def test_everything_we_make_is_what_ipvsadm_prints(ipvs: Ipvs) -> None:
@@ -249,20 +250,22 @@ def many(first: int, count: int) -> list[Operation]:
     return operations
 
 
-def everything(states: list[VirtualServerState]) -> dict[object, VirtualServerState]:
+def everything(told: list[Weighed]) -> dict[object, Weighed]:
     """By what names a virtual server. Raises: one is there twice."""
-    found: dict[object, VirtualServerState] = {
-        (state.server.frontend, state.server.fwmark): state for state in states
-    }
-    assert len(found) == len(states)
+    found: dict[object, Weighed] = {(server.frontend, server.fwmark): (server, w) for server, w in told}
+    assert len(found) == len(told)
     return found
 
 
-def in_slices(ipvs: Ipvs) -> dict[object, VirtualServerState]:
-    return everything([state for part in ipvs.read_in_slices() for state in part])
+def weighed(states: list[VirtualServerState]) -> dict[object, Weighed]:
+    return everything([(state.server, state.weights) for state in states])
 
 
-def without_listing(ipvs: Ipvs, patch: pytest.MonkeyPatch) -> dict[object, VirtualServerState]:
+def in_slices(ipvs: Ipvs) -> dict[object, Weighed]:
+    return everything([each for part in ipvs.read_in_slices() for each in part])
+
+
+def without_listing(ipvs: Ipvs, patch: pytest.MonkeyPatch) -> dict[object, Weighed]:
     with patch.context() as patched:
         patched.setattr(ipvs, "_listing", None)
         return in_slices(ipvs)
@@ -289,9 +292,9 @@ def test_slices_tell_what_netlink_tells(ipvs: Ipvs, monkeypatch: pytest.MonkeyPa
     reals = [RealServer(parse(f"10.2.{n >> 8}.{n & 255}"), 53, n) for n in range(2000)]
     operations = [*many(0, 600), AddVirtual(VirtualServer(HUGE, "rr")), *(AddReal(HUGE, r) for r in reals)]
     assert ipvs.apply(operations) == []
-    expected = everything(ipvs.dump())
+    expected = weighed(ipvs.dump())
     assert len(expected) == RULES.count("-A") + MORE_RULES.count("-A") + 601
-    assert len(expected[HUGE, 0].destinations) == 2000
+    assert len(expected[HUGE, 0][1]) == 2000
     assert in_slices(ipvs) == expected
     assert without_listing(ipvs, monkeypatch) == expected
     # The six that are no virtual servers of plain destinations; with that the file was made use of.
@@ -304,7 +307,7 @@ def test_other_namespaces_are_not_seen(ipvs: Ipvs, monkeypatch: pytest.MonkeyPat
         assert ipvs.apply(many(0, 400)) == []
         assert other.apply(many(200, 400)) == []
         for each in (ipvs, other):
-            expected = everything(each.dump())
+            expected = weighed(each.dump())
             assert len(expected) == 400
             assert in_slices(each) == expected
             # Wherever the thread is.
@@ -315,14 +318,14 @@ def test_other_namespaces_are_not_seen(ipvs: Ipvs, monkeypatch: pytest.MonkeyPat
 def test_changes_meanwhile_hide_nothing_else(ipvs: Ipvs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "SLICE_SECONDS", 0)
     assert ipvs.apply(many(0, 300)) == []
-    before = everything(ipvs.dump())
-    told: list[VirtualServerState] = []
+    before = weighed(ipvs.dump())
+    told: list[Weighed] = []
     gone: set[Frontend | None] = set()
     made = 1000
     for slices, part in enumerate(ipvs.read_in_slices()):
         told += part
         if slices % 2:
-            frontend = list(before.values())[slices % len(before)].server.frontend
+            frontend = list(before.values())[slices % len(before)][0].frontend
             assert frontend is not None
             ipvs.apply([RemoveVirtual(frontend)])
             gone.add(frontend)
@@ -332,13 +335,13 @@ def test_changes_meanwhile_hide_nothing_else(ipvs: Ipvs, monkeypatch: pytest.Mon
     assert len(gone) > 5
     found = everything(told)
     assert found.keys() >= before.keys()
-    assert all(found[name] == before[name] for name in before if found[name].server.frontend not in gone)
+    assert all(found[name] == before[name] for name in before if found[name][0].frontend not in gone)
 
 
 def test_another_namespace_is_emptied_meanwhile(ipvs: Ipvs) -> None:
     """The kernel's own dump misses some of ours then, more often than not."""
     assert ipvs.apply(many(0, 300)) == []
-    expected = everything(ipvs.dump())
+    expected = weighed(ipvs.dump())
     with Site() as site, site.in_namespace(Ipvs) as other:
         assert other.apply(many(1000, 2000)) == []
     while not used_by(300):
@@ -347,7 +350,7 @@ def test_another_namespace_is_emptied_meanwhile(ipvs: Ipvs) -> None:
 
 def test_what_a_dump_misses_is_told(ipvs: Ipvs, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ipvs.apply(many(0, 300)) == []
-    expected = everything(ipvs.dump())
+    expected = weighed(ipvs.dump())
     dump = ipvs._virtual_servers
     monkeypatch.setattr(ipvs, "_virtual_servers", lambda statistics: dump(statistics=statistics)[::3])
     assert in_slices(ipvs) == expected
@@ -356,8 +359,8 @@ def test_what_a_dump_misses_is_told(ipvs: Ipvs, monkeypatch: pytest.MonkeyPatch)
 def test_slices_do_not_see_thresholds(ipvs: Ipvs) -> None:
     sh("ipvsadm", "-A", "-t", "10.96.0.10:8000", "-s", "rr")
     sh("ipvsadm", "-a", "-t", "10.96.0.10:8000", "-r", "10.1.1.2:80", "-m", "-x", "100", "-y", "50")
-    (state,) = in_slices(ipvs).values()
-    assert state.destinations == (DestinationEntry(parse("10.1.1.2"), 80),)
+    ((_, weights),) = in_slices(ipvs).values()
+    assert weights == {(parse("10.1.1.2"), 80): 1}
     audited = ipvs.dump_frontend(WEB)
     assert audited is not None
-    assert not audited.destinations[0].plain
+    assert audited.weights == {(parse("10.1.1.2"), 80): DISTORTED}
