@@ -122,7 +122,9 @@ class Desired:
             self._take(name, before[name], touched)
         for name, part in changed.items():
             if part is not None:
-                self._give(name, part, before[name] or Part(), touched)
+                self._give(name, part, touched)
+                if (old := before[name]) is not None:
+                    _spare(touched, old, part)
         return touched
 
     def _take(self, name: str, part: Part | None, touched: Touched) -> None:
@@ -150,7 +152,7 @@ class Desired:
             if not self.routes[address]:
                 del self.routes[address]
 
-    def _give(self, name: str, part: Part, before: Part, touched: Touched) -> None:
+    def _give(self, name: str, part: Part, touched: Touched) -> None:
         self.parts[name] = part
         if part.findings or part.health_check:
             self.remarkable[name] = part
@@ -169,19 +171,23 @@ class Desired:
         for address in part.routes:
             self.routes[address] += 1
             touched.routes.add(address)
-        same = {target.server.frontend: target for target in before.targets}
-        touched.frontends.difference_update(
-            target.server.frontend for target in part.targets if same.get(target.server.frontend) == target
-        )
-        known = {key_of(element): element for element in before.elements}
-        touched.elements.difference_update(
-            key_of(element) for element in part.elements if known.get(key_of(element)) == element
-        )
-        touched.routes.difference_update(set(before.routes) & set(part.routes))
 
     def everything(self) -> Touched:
         """All keys: for the first plan and the audit."""
         return Touched(set(self.targets), set(self.elements), set(self.routes))
+
+
+def _spare(touched: Touched, before: Part, part: Part) -> None:
+    """What is the same in a service's old and new part is not touched."""
+    same = {target.server.frontend: target for target in before.targets}
+    touched.frontends.difference_update(
+        target.server.frontend for target in part.targets if same.get(target.server.frontend) == target
+    )
+    known = {key_of(element): element for element in before.elements}
+    touched.elements.difference_update(
+        key_of(element) for element in part.elements if known.get(key_of(element)) == element
+    )
+    touched.routes.difference_update(set(before.routes) & set(part.routes))
 
 
 def _is_used_ipv6(target: Target) -> bool:

@@ -57,11 +57,28 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class ServiceImage(msgspec.Struct, frozen=True, array_like=True):
-    """What is in force for one service name; endpoints may be there without their service."""
+    """What is in force for one service name; endpoints may be there without their service.
+
+    endpoints: so many as `count` says; a tuple of them in MessagePack if they came from disk and nobody has
+        asked for them since: of most services nobody ever does.
+    """
 
     name: str
     version: ServiceVersion | None
-    endpoints: tuple[EndpointEntry, ...]
+    count: int
+    endpoints: tuple[EndpointEntry, ...] | msgspec.Raw
+
+    @property
+    def entries(self) -> tuple[EndpointEntry, ...]:
+        """The endpoints.
+
+        Raises:
+            msgspec.MsgspecError: they are not what is said of them.
+        """
+        return _ENTRIES.decode(self.endpoints) if isinstance(self.endpoints, msgspec.Raw) else self.endpoints
+
+
+_ENTRIES = msgspec.msgpack.Decoder(tuple[EndpointEntry, ...])
 
 
 class CatalogImage(msgspec.Struct, frozen=True):
@@ -79,11 +96,29 @@ class CatalogImage(msgspec.Struct, frozen=True):
 class _Group:
     """The records of one service name; endpoints may come before their service."""
 
-    __slots__ = ("endpoints", "version")
+    __slots__ = ("_endpoints", "_image", "version")
 
-    def __init__(self) -> None:
-        self.version: ServiceVersion | None = None
-        self.endpoints: dict[str, EndpointEntry] = {}
+    def __init__(self, image: ServiceImage | None = None) -> None:
+        self.version = image.version if image else None
+        self._image = image
+        """Where the endpoints are until somebody asks for them."""
+        self._endpoints: dict[str, EndpointEntry] = {}
+
+    @property
+    def endpoints(self) -> dict[str, EndpointEntry]:
+        if self._image is not None:
+            self._endpoints = {entry.key: entry for entry in self._image.entries}
+            self._image = None
+        return self._endpoints
+
+    @property
+    def count(self) -> int:
+        """How many endpoints there are."""
+        return len(self._endpoints) if self._image is None else self._image.count
+
+    def image(self, name: str) -> ServiceImage:
+        endpoints = tuple(self._endpoints.values()) if self._image is None else self._image.endpoints
+        return ServiceImage(name, self.version, self.count, endpoints)
 
 
 class Catalog:
@@ -154,10 +189,7 @@ class Catalog:
 
     def image(self) -> CatalogImage:
         """A copy of what it holds now."""
-        services = tuple(
-            ServiceImage(name, group.version, tuple(group.endpoints.values()))
-            for name, group in self._groups.items()
-        )
+        services = tuple(group.image(name) for name, group in self._groups.items())
         bad = {name: bad for name, (_, bad) in self._bad.items()}
         return CatalogImage(self._revision, services, bad, dict(self._findings))
 
@@ -168,9 +200,7 @@ class Catalog:
         catalog._revision = image.revision
         catalog._findings = image.findings
         for service in image.services:
-            group = catalog._groups[service.name] = _Group()
-            group.version = service.version
-            group.endpoints = {entry.key: entry for entry in service.endpoints}
+            group = catalog._groups[service.name] = _Group(service)
             catalog._claim(service.name, None, group.version)
         for name, bad in image.bad.items():
             key = parse_key(catalog._prefix, name.encode())
@@ -230,8 +260,8 @@ class Catalog:
         services = endpoints = stray = 0
         for group in self._groups.values():
             services += group.version is not None
-            endpoints += len(group.endpoints)
-            stray += len(group.endpoints) if group.version is None else 0
+            endpoints += group.count
+            stray += group.count if group.version is None else 0
         return Counts(services, endpoints, stray)
 
     def unresolved(self) -> tuple[BadRecord, ...]:
@@ -352,7 +382,7 @@ class Catalog:
             group.endpoints.pop(name, None)
         if _differ(old, new):
             (self._touched if isinstance(key, ServiceKey) else self._moved).add(key.service)
-        if group.version is None and not group.endpoints:
+        if group.version is None and not group.count:
             del self._groups[key.service]
 
     def _claim(self, service: str, old: ServiceVersion | None, new: ServiceVersion | None) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Generic, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -31,6 +32,7 @@ from edgeproxy.model import Element, Protocol
 from edgeproxy.refusals import Refusals
 from edgeproxy.selection import Node
 from edgeproxy.settings import Proxy
+from edgeproxy.versions import ServiceVersion
 
 FORMAT = b"edgeproxy kept 1\n"
 SERVICES_A_FRAME = 64
@@ -65,10 +67,22 @@ class _Header(msgspec.Struct, frozen=True):
     services: int
 
 
-class _Services(msgspec.Struct, frozen=True, array_like=True):
+class _Service(msgspec.Struct, frozen=True, array_like=True):
+    """A `ServiceImage` whose endpoints are left as they are in the file."""
+
+    name: str
+    version: ServiceVersion | None
+    count: int
+    endpoints: msgspec.Raw
+
+
+S = TypeVar("S", ServiceImage, _Service)
+
+
+class _Services(msgspec.Struct, Generic[S], frozen=True, array_like=True):
     """One frame of services, the parts of those that have one among them."""
 
-    services: tuple[ServiceImage, ...]
+    services: tuple[S, ...]
     parts: dict[str, Part]
 
 
@@ -76,7 +90,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _HEADER = msgspec.msgpack.Decoder(_Header)
 _LEDGER = msgspec.msgpack.Decoder(LedgerImage)
 _CATALOG = msgspec.msgpack.Decoder(CatalogImage)
-_SERVICES = msgspec.msgpack.Decoder(_Services)
+_SERVICES = msgspec.msgpack.Decoder(_Services[_Service])
 
 
 def encode(kept: Kept) -> Iterator[bytes]:
@@ -114,7 +128,11 @@ def _decode(content: bytes, build: str, prefix: str) -> Kept | None:
     parts: dict[str, Part] = {}
     while len(services) < header.services:
         some = _SERVICES.decode(next(frames))
-        services += some.services
+        services += [
+            # A copy, lest each hold on to the whole file.
+            ServiceImage(each.name, each.version, each.count, each.endpoints.copy())
+            for each in some.services
+        ]
         parts.update((name, _with_protocols(part)) for name, part in some.parts.items())
     if next(frames) != head:
         return None

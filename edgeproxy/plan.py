@@ -211,6 +211,9 @@ class Planner:
         if self._actual.servers[frontend] != target.server:
             self._plan.ipvs.append(EditVirtual(target.server, reason="attributes changed"))
         reals = self._actual.reals[frontend]
+        # As it nearly always is.
+        if not self._actual.drains and reals == {(r.address, r.port): r.weight for r in target.reals}:
+            return
         if not reals and target.reals and frontend.protocol is Protocol.UDP:
             self._plan.stale.append(Stale(frontend, None))
         wanted: set[Socket] = set()

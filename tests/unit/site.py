@@ -111,7 +111,7 @@ class Site:
         self.reconciler.recall(kept)
         since = kept.ledger.revision
         new = [Event(*record) for each in self.records.values() if (record := astuple(each))[3] > since]
-        known = {entry.key for service in kept.catalog.services for entry in service.endpoints}
+        known = {entry.key for service in kept.catalog.services for entry in service.entries}
         known |= {service.version.key for service in kept.catalog.services if service.version}
         gone = {*known, *kept.catalog.bad, *kept.catalog.findings} - {key.decode() for key in self.records}
         deletes = [Event(key.encode(), None, 0, self.revision) for key in sorted(gone)]
