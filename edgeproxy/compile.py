@@ -19,7 +19,7 @@ Proxies"), not those of its IPVS mode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -210,19 +210,17 @@ class _Compilation:
         )
         reals = tuple(RealServer(b.address, b.port, b.weight) for b in backends)
         self._targets.append(Target(server, reals, self._drain, selection.serving))
-        for backend in backends:
-            if self._may_call_itself(backend):
-                name = SetName.HAIRPIN4 if is_ipv4(backend.address) else SetName.HAIRPIN6
-                self._element(Element(name, (backend.address, backend.address)))
+        for backend in self._calling_themselves(backends):
+            name = SetName.HAIRPIN4 if is_ipv4(backend.address) else SetName.HAIRPIN6
+            self._element(Element(name, (backend.address, backend.address)))
 
-    def _may_call_itself(self, backend: Backend) -> bool:
-        """Whether a flow from this backend to itself could pass here without the masquerade mark."""
+    def _calling_themselves(self, backends: Iterable[Backend]) -> list[Backend]:
+        """Those from which a flow to themselves could pass here without the masquerade mark."""
         proxy = self._host.proxy
-        if backend.address in self._host.node.addresses:
-            return False
-        return (
-            proxy.masquerade is Masquerade.NONE or backend.local or within(proxy.local_cidrs)(backend.address)
-        )
+        if proxy.masquerade is not Masquerade.NONE:
+            inside = within(proxy.local_cidrs) if proxy.local_cidrs else None
+            backends = [b for b in backends if b.local or (inside and inside(b.address))]
+        return [b for b in backends if b.address not in self._host.node.addresses]
 
     def _register(self, frontend: Frontend, chain: Chain) -> None:
         four = is_ipv4(frontend.address)
@@ -278,15 +276,14 @@ class _Compilation:
 
     def _usable_endpoints(self) -> tuple[EndpointEntry, ...]:
         proxy = self._host.proxy
-        of_services, of_anchors = within(proxy.service_cidrs), within(proxy.anchor_cidrs)
+        reserved = within((*proxy.service_cidrs, *proxy.anchor_cidrs))
         usable = []
         for entry in self._entry.endpoints:
             address = entry.endpoint.address
-            in_services = of_services(address)
-            if not in_services and not of_anchors(address):
+            if not reserved(address):
                 usable.append(entry)
                 continue
-            kind = "service" if in_services else "anchor"
+            kind = "service" if self._in_service_cidrs(address) else "anchor"
             why = f"{text(address)} lies inside [proxy] {kind}_cidrs: an endpoint must be a real host"
             self._findings.append(Finding(entry.key, entry.mod_revision, "address", Reason.REFUSED, why))
         return tuple(usable)

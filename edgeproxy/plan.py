@@ -211,17 +211,18 @@ class Planner:
         if self._actual.servers[frontend] != target.server:
             self._plan.ipvs.append(EditVirtual(target.server, reason="attributes changed"))
         reals = self._actual.reals[frontend]
-        # As it nearly always is.
-        if not self._actual.drains and reals == {(r.address, r.port): r.weight for r in target.reals}:
+        wanted = {(real.address, real.port): real.weight for real in target.reals}
+        draining = bool(self._actual.drains)
+        if wanted == reals and not draining:
+            # As it nearly always is.
             return
         if not reals and target.reals and frontend.protocol is Protocol.UDP:
             self._plan.stale.append(Stale(frontend, None))
-        wanted: set[Socket] = set()
         for real in target.reals:
-            socket = (real.address, real.port)
-            wanted.add(socket)
-            self._want(frontend, real, reals.get(socket))
-        if len(wanted) == len(reals) and wanted.issuperset(reals):
+            weight = reals.get((real.address, real.port))
+            if weight != real.weight or draining:
+                self._want(frontend, real, weight)
+        if wanted.keys() == reals.keys():
             return
         if frontend not in self._held.frontends:
             for socket, weight in reals.items():

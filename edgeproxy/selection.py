@@ -197,22 +197,22 @@ def _candidate(
     """
     if len(copies) == 1:
         first = oldest = copies[0].endpoint
+        ready, local = is_ready(first, service), is_local(first, node)
+        serving, lingering = ready or first.serving, first.serving and first.terminating
     else:
         copies.sort(key=lambda entry: (entry.create_revision, entry.key))
         oldest = copies[0].endpoint
         first = next((e.endpoint for e in copies if is_ready(e.endpoint, service)), oldest)
+        ready, local = is_ready(first, service), any(is_local(e.endpoint, node) for e in copies)
+        serving = ready or any(e.endpoint.serving for e in copies)
+        lingering = any(e.endpoint.serving and e.endpoint.terminating for e in copies)
     zones, nodes = first.zone_hints, first.node_hints
     if not hinted:
         zones = (first.zone,) if first.zone else ()
         if first.node_name and service.traffic_distribution is TrafficDistribution.SAME_NODE:
             nodes = (first.node_name,)
     return _Candidate(
-        Backend(oldest.address, port, oldest.weight, any(is_local(e.endpoint, node) for e in copies)),
-        ready=is_ready(first, service),
-        serving=any(e.endpoint.serving or is_ready(e.endpoint, service) for e in copies),
-        lingering=any(e.endpoint.serving and e.endpoint.terminating for e in copies),
-        zones=zones,
-        nodes=nodes,
+        Backend(oldest.address, port, oldest.weight, local), ready, serving, lingering, zones, nodes
     )
 
 
