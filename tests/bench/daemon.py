@@ -41,15 +41,23 @@ class ImaginaryDaemon(Daemon):
         """The log of the imaginary IPVS."""
         return self.directory / "told"
 
+    lasting = False
+    """Whether its virtual servers outlive it; see `imaginary`."""
+    took = 0.0
+    """Seconds from its last start until it was ready."""
+
     def start(self, *, wait: bool = True) -> None:
         self.told.touch()
-        argv = [sys.executable, "-m", "tests.bench.imaginary", str(self.told), "run"]
+        argv = [sys.executable, "-m", "tests.bench.imaginary", str(self.told)]
+        if self.lasting:
+            argv += ["--lasting", str(self.directory)]
+        argv += ["run", "--config", str(self.configuration)]
+        began = time.monotonic()
         with self.log.open("ab") as log:
-            self.process = self.host.popen(
-                [*argv, "--config", str(self.configuration)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            self.process = self.host.popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         if wait:
             until(self.is_ready, CAP, "the daemon is ready", 0.02)
+            self.took = time.monotonic() - began
 
     @property
     def pid(self) -> int:
@@ -58,8 +66,16 @@ class ImaginaryDaemon(Daemon):
         return self.process.pid
 
 
+class LastingDaemon(ImaginaryDaemon):
+    """The same with an IPVS that outlives it: for starts, and nothing else."""
+
+    lasting = True
+
+
 @contextlib.contextmanager
-def running(load: Load, **settings: object) -> Iterator[tuple[ImaginaryDaemon, Etcd, Putter]]:
+def running(
+    load: Load, kind: type[ImaginaryDaemon] = ImaginaryDaemon, **settings: object
+) -> Iterator[tuple[ImaginaryDaemon, Etcd, Putter]]:
     """A ready daemon on a store of its own that holds the records; `settings`: `section_key=value`."""
     sections: dict[str, dict[str, object]] = {"proxy": {"service_cidrs": [SERVICE_CIDR]}}
     for name, value in settings.items():
@@ -67,7 +83,7 @@ def running(load: Load, **settings: object) -> Iterator[tuple[ImaginaryDaemon, E
         sections.setdefault(section, {})[key] = value
     with Topology(hosts=1, backends=0) as net, Etcd(net.store) as etcd:
         write_records(etcd, load)
-        with ImaginaryDaemon(net.hosts[0], etcd, sections) as daemon:
+        with kind(net.hosts[0], etcd, sections) as daemon:
             yield daemon, etcd, Putter(etcd)
 
 
@@ -82,6 +98,7 @@ def run(small: Load, large: Load, changes: int, burst: int, idle: float, book: B
         for load, found in samples.items():
             book.add("put to kernel, one endpoint", NAME, load, "s", found)
     for load in (small, large):
+        _starts(load, book)
         with running(load) as (daemon, etcd, _):
             book.add("start to ready: CPU", NAME, load, "s", [cpu_seconds(daemon.pid)])
             _burst(daemon, etcd, load, burst, book)
@@ -93,6 +110,22 @@ def run(small: Load, large: Load, changes: int, burst: int, idle: float, book: B
             # From etcd's answer: it serves a list and a put one after the other, and that is not our time.
             found = [_change(daemon, putter, load, k, changes, from_answer=True) for k in range(changes)]
             book.add("answer to kernel, store audited", NAME, load, "s", found)
+
+
+def _starts(load: Load, book: Book) -> None:
+    """Starts on an empty kernel, and on one that is right."""
+    cold, again = [], []
+    for _ in range(TURNS):
+        with running(load, LastingDaemon) as (daemon, _, _):
+            cold.append(daemon.took)
+            for _ in range(TURNS):
+                daemon.terminate()
+                size = daemon.told.stat().st_size
+                daemon.start()
+                again.append(daemon.took)
+                assert daemon.told.stat().st_size == size, "a restart wrote to the imaginary kernel"
+    book.add("start to ready", NAME, load, "s", cold)
+    book.add("restart to ready, kernel right", NAME, load, "s", again)
 
 
 def _change(

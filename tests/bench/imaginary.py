@@ -1,19 +1,24 @@
 """The daemon with an IPVS that is only a dictionary, for figures on a kernel without ip_vs.
 
-    python -m tests.bench.imaginary LOG run --config FILE
+    python -m tests.bench.imaginary LOG [--lasting DIRECTORY] run --config FILE
 
 Everything is real (etcd client, books, nftables, routes, codecs of IPVS) up to the IPVS socket. A request costs
 its decoding here instead of the kernel's work; an answer is a datagram of the kernel's layout that
 was made before, so reading back costs the daemon what it always costs. LOG gets a line for every
 datagram of changes: the monotonic clock and how many.
+
+With --lasting the virtual servers outlive the process, as the kernel's do: at its end it works out what it was
+told, and leaves the kernel's listing of it (/proc/net/ip_vs) in DIRECTORY for the next one to read.
+Only a start may be measured with it: nothing is there to be asked for again.
 """
 
 from __future__ import annotations
 
 import errno
+import pickle
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 from unittest.mock import patch
@@ -27,6 +32,8 @@ from edgeproxy.model import Frontend
 
 T = TypeVar("T")
 _FAMILY, _SEQUENCE = 30, 1
+LISTING, SERVERS = "ip_vs", "servers"
+"""Files of an IPVS that lasts."""
 _STATISTICS_BYTES = 160
 """About what the kernel's two STATS attributes occupy in a message."""
 
@@ -36,25 +43,44 @@ class ImaginarySocket:
 
     largest_batch = 1024
     log: Path
+    lasting: Path | None = None
 
     def __init__(self) -> None:
+        self._unsettled: list[bytes] = []
         self._servers: dict[Frontend, VirtualServerEntry] = {}
         self._reals: dict[Frontend, dict[tuple[bytes, int], DestinationEntry]] = {}
         self._datagrams: dict[Frontend, bytes] = {}
         self._payloads: dict[Frontend, bytes] = {}
         self._log = self.log.open("a")
+        if self.lasting and (servers := self.lasting / SERVERS).exists():
+            self._payloads = pickle.loads(servers.read_bytes())
 
     def close(self) -> None:
-        """Nothing is lost that was there."""
+        """Leave what there is for the next process, if it is to last."""
         self._log.close()
+        if self.lasting and self._unsettled:
+            for payload in self._unsettled:
+                self._change(payload)
+            (self.lasting / LISTING).write_text("".join(self._listing()))
+            (self.lasting / SERVERS).write_bytes(pickle.dumps(self._payloads))
+
+    def _listing(self) -> Iterator[str]:
+        """As ip_vs_info_seq_show prints it; IPv4 only."""
+        for frontend, server in self._servers.items():
+            yield f"{frontend.protocol.name}  {_socket(frontend.address, frontend.port)} {server.scheduler} \n"
+            for real in self._reals[frontend].values():
+                yield f"  -> {_socket(real.address, real.port)}      Masq    {real.weight:<6} {0:<10} {0:<10}\n"
 
     def tell(self, payloads: Sequence[bytes]) -> list[tuple[int, Answer]]:
         """Take changes; every one succeeds."""
         # What the real socket does with them before the kernel has them.
         b"".join(netlink.message(_FAMILY, Flag.REQUEST, _SEQUENCE, payload) for payload in payloads)
         arrived = time.monotonic()
-        for payload in payloads:
-            self._change(payload)
+        if self.lasting:
+            self._unsettled += payloads
+        else:
+            for payload in payloads:
+                self._change(payload)
         self._log.write(f"{arrived} {len(payloads)}\n")
         self._log.flush()
         return []
@@ -111,6 +137,10 @@ class ImaginarySocket:
         return values
 
 
+def _socket(address: bytes, port: int) -> str:
+    return f"{address.hex().upper()}:{port:04X}"
+
+
 def _message(real: DestinationEntry) -> bytes:
     """A NEW_DEST as kernels since 5.3 write it."""
     fields = (
@@ -137,7 +167,11 @@ def main() -> None:
     from edgeproxy.cli import main as command
 
     ImaginarySocket.log = Path(sys.argv.pop(1))
-    with patch.object(ipvs, "IpvsSocket", ImaginarySocket):
+    listing = ipvs._LISTING
+    if sys.argv[1] == "--lasting":
+        _, directory = sys.argv.pop(1), Path(sys.argv.pop(1))
+        ImaginarySocket.lasting, listing = directory, str(directory / LISTING)
+    with patch.object(ipvs, "IpvsSocket", ImaginarySocket), patch.object(ipvs, "_LISTING", listing):
         command()
 
 

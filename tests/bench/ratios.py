@@ -90,6 +90,12 @@ _WANTED = (
         ("restart, kernel right", "edgeproxy"),
         3.0,
     ),
+    (
+        "cold / restart, daemon, natively",
+        ("start to ready", "daemon, imaginary IPVS"),
+        ("restart to ready, kernel right", "daemon, imaginary IPVS"),
+        3.0,
+    ),
 )
 
 
