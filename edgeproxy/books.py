@@ -45,6 +45,11 @@ class Target(msgspec.Struct, frozen=True, array_like=True, gc=False):
     drain: float
     serving: frozenset[Socket] = frozenset()
 
+    @property
+    def weights(self) -> dict[Socket, int]:
+        """The weight of each real server."""
+        return {(real.address, real.port): real.weight for real in self.reals}
+
 
 class HealthCheck(msgspec.Struct, frozen=True, gc=False):
     """A `healthCheckNodePort` listener: its port and how many ready local addresses it reports."""
@@ -172,10 +177,6 @@ class Desired:
             self.routes[address] += 1
             touched.routes.add(address)
 
-    def everything(self) -> Touched:
-        """All keys: for the first plan and the audit."""
-        return Touched(set(self.targets), set(self.elements), set(self.routes))
-
 
 def _spare(touched: Touched, before: Part, part: Part) -> None:
     """What is the same in a service's old and new part is not touched."""
@@ -259,6 +260,21 @@ class Actual:
     def everything(self) -> Touched:
         """All keys held, those nobody wants included."""
         return Touched(set(self.servers), set(self.elements), set(self.routes))
+
+
+def differing(desired: Desired, actual: Actual) -> Touched:
+    """The keys of which the books do not say the same; drains and other people's virtual servers always count."""
+    servers, reals, elements = actual.servers, actual.reals, actual.elements
+    touched = Touched(
+        {f for f, t in desired.targets.items() if servers.get(f) != t.server or reals[f] != t.weights},
+        {key for key, element in desired.elements.items() if elements.get(key) != element},
+        actual.routes ^ desired.routes.keys(),
+    )
+    touched.frontends.update(servers.keys() - desired.targets.keys())
+    touched.frontends.update(drain.frontend for drain in actual.drains)
+    touched.elements.update(elements.keys() - desired.elements.keys())
+    touched.elements.update(key for frontend in actual.foreign for key in companions(frontend))
+    return touched
 
 
 def frontend_of(key: ElementKey) -> Frontend | None:

@@ -75,6 +75,7 @@ class Claims:
         self._claimants: dict[Claim, list[Claimant]] = {}
         self._entered: dict[str, tuple[Claimant, Service]] = {}
         self._lost: dict[str, tuple[LostClaim, ...]] = {}
+        self._contested: set[Claim] = set()
         self._unsettled: set[str] = set()
         self._former: dict[Claim, Claimant | None] = {}
 
@@ -87,6 +88,8 @@ class Claims:
             claimants = self._claimants.setdefault(claim, [])
             if claimant not in claimants:
                 insort(claimants, claimant)
+                if len(claimants) > 1:
+                    self._contested.add(claim)
 
     def leave(self, name: str) -> None:
         """Take back everything a service claims."""
@@ -99,16 +102,20 @@ class Claims:
             claimants = self._claimants.get(claim, [])
             if claimant in claimants:
                 claimants.remove(claimant)
+            if len(claimants) < 2:
+                self._contested.discard(claim)
             if not claimants:
                 self._claimants.pop(claim, None)
 
     def settle(self) -> frozenset[str]:
         """Judge everything that changed since the last call; answers whose losses differ now."""
-        rivals = self._unsettled
-        for claim, former in self._former.items():
+        rivals, former_winners = self._unsettled, self._former
+        self._unsettled, self._former = set(), {}
+        if not self._contested and not self._lost:
+            return frozenset()
+        for claim, former in former_winners.items():
             if self.winner(claim) != former:
                 rivals.update(claimant.service for claimant in self._claimants.get(claim, ()))
-        self._unsettled, self._former = set(), {}
         changed = set()
         for name in rivals:
             lost = self._judge(name)

@@ -324,7 +324,6 @@ class Loop:
             self._health.ready = True
             self._told_ready = True
             systemd.ready(self._summary())
-            collector.spare()
         elif news:
             systemd.status(self._summary())
 

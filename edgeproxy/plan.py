@@ -211,19 +211,14 @@ class Planner:
         if self._actual.servers[frontend] != target.server:
             self._plan.ipvs.append(EditVirtual(target.server, reason="attributes changed"))
         reals = self._actual.reals[frontend]
-        wanted = {(real.address, real.port): real.weight for real in target.reals}
         draining = bool(self._actual.drains)
-        if wanted == reals and not draining:
-            # As it nearly always is.
-            return
         if not reals and target.reals and frontend.protocol is Protocol.UDP:
             self._plan.stale.append(Stale(frontend, None))
         for real in target.reals:
             weight = reals.get((real.address, real.port))
             if weight != real.weight or draining:
                 self._want(frontend, real, weight)
-        if wanted.keys() == reals.keys():
-            return
+        wanted = target.weights
         if frontend not in self._held.frontends:
             for socket, weight in reals.items():
                 if socket not in wanted:

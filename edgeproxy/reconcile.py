@@ -32,6 +32,7 @@ from edgeproxy.books import (
     Socket,
     Touched,
     companions,
+    differing,
 )
 from edgeproxy.catalog import Catalog
 from edgeproxy.coexistence import Coexistence
@@ -137,7 +138,8 @@ class Reconciler:
         self.catalog = Catalog.of(kept.basis.prefix, kept.catalog)
         parts = kept.parts if kept.basis == self._basis(kept.basis.build) else {}
         self._dirty.update(set(self.catalog.services()) - parts.keys())
-        self._touched.update(self.desired.put(parts))
+        # The first sync looks for itself at what differs.
+        self.desired.put(parts)
 
     def _basis(self, build: str) -> Basis:
         around = self._surroundings
@@ -252,12 +254,11 @@ class Reconciler:
                 self._detours.adopt(element.key[0], element.data)  # type: ignore[arg-type]  # an address
         owned = self._ownership.read()
         self.actual.forget_servers()
-        for touched in self._mirror.read_servers(owned):
-            self._touched.update(touched)
+        for _ in self._mirror.read_servers(owned):
             yield
         self._ownership.rewrite(self.actual.servers)
-        self._touched.update(self.desired.everything())
-        self._touched.update(self.actual.everything())
+        self._touched = differing(self.desired, self.actual)
+        self._touched.update(self._refused.again())
 
     def _look_at_tables(self, *, always: bool = False) -> None:
         """Put the frame right and read the elements, if anybody has changed the rule set."""

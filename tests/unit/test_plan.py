@@ -17,6 +17,7 @@ from edgeproxy.books import (
     Target,
     Touched,
     companions,
+    differing,
     frontend_of,
     key_of,
 )
@@ -109,12 +110,17 @@ def plan_for(
     book: Desired, actual: Actual, held: Held = NONE, *, adopting: bool = False, each: int | None = None
 ) -> Plan:
     """A plan of everything. each: how many connections each real server has, None: not counted."""
-    touched = book.everything()
-    touched.update(actual.everything())
+    everything = Touched(set(book.targets), set(book.elements), set(book.routes))
+    everything.update(actual.everything())
     connections = {
         frontend: dict.fromkeys(reals, each) for frontend, reals in actual.reals.items() if each is not None
     }
-    return Planner(book, actual, DRAIN, held, adopting=adopting).reconcile(touched, connections, {})
+    plan, of_differences = (
+        Planner(book, actual, DRAIN, held, adopting=adopting).reconcile(touched, connections, {})
+        for touched in (everything, differing(book, actual))
+    )
+    assert sorted(of_differences.lines()) == sorted(plan.lines())
+    return plan
 
 
 FRONTENDS = st.sampled_from([Frontend(parse(f"10.96.0.{n}"), p, 80) for n in (1, 2) for p in (TCP, UDP)])
