@@ -270,9 +270,9 @@ def differing(desired: Desired, actual: Actual) -> Touched:
         {key for key, element in desired.elements.items() if elements.get(key) != element},
         actual.routes ^ desired.routes.keys(),
     )
-    touched.frontends.update(servers.keys() - desired.targets.keys())
+    touched.frontends.update(frontend for frontend in servers if frontend not in desired.targets)
     touched.frontends.update(drain.frontend for drain in actual.drains)
-    touched.elements.update(elements.keys() - desired.elements.keys())
+    touched.elements.update(key for key in elements if key not in desired.elements)
     touched.elements.update(key for frontend in actual.foreign for key in companions(frontend))
     return touched
 

@@ -53,9 +53,9 @@ class Mirror:
                     drains[drain_of(held.element)] = now + (held.remaining or 0.0)
                 else:
                     found[key_of(held.element)] = held.element
-        for key in found.keys() | self._actual.elements.keys():
-            if found.get(key) != self._actual.elements.get(key):
-                touched.elements.add(key)
+        known = self._actual.elements
+        touched.elements.update(key for key, element in found.items() if known.get(key) != element)
+        touched.elements.update(known.keys() - found.keys())
         touched.frontends.update(drain.frontend for drain in drains.keys() - self._actual.drains.keys())
         self._actual.elements.clear()
         self._actual.elements.update(found)

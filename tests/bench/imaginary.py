@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from unittest.mock import patch
 
 from edgeproxy.kernel import ipvs, netlink
 from edgeproxy.kernel import ipvs_codec as codec
-from edgeproxy.kernel.ipvs_codec import Command, DestinationField, Field
+from edgeproxy.kernel.ipvs_codec import Command, DestinationField, Field, ServiceField
 from edgeproxy.kernel.ipvs_entries import AF_INET, DestinationEntry, VirtualServerEntry
 from edgeproxy.kernel.netlink import Answer, Flag
 from edgeproxy.model import Frontend
@@ -94,7 +95,7 @@ class ImaginarySocket:
             case Command.NEW_SERVICE | Command.SET_SERVICE:
                 self._servers[frontend] = entry
                 self._reals.setdefault(frontend, {})
-                self._payloads[frontend] = codec.request(Command.NEW_SERVICE, codec.encode_service(entry))
+                self._payloads[frontend] = _service(entry)
             case Command.DEL_SERVICE:
                 del self._servers[frontend], self._reals[frontend], self._payloads[frontend]
             case Command.NEW_DEST | Command.SET_DEST:
@@ -139,6 +140,22 @@ class ImaginarySocket:
 
 def _socket(address: bytes, port: int) -> str:
     return f"{address.hex().upper()}:{port:04X}"
+
+
+def _service(entry: VirtualServerEntry) -> bytes:
+    """The payload of a NEW_SERVICE as kernels write it; IPv4 only."""
+    fields = (
+        netlink.u16(ServiceField.AF, entry.family),
+        netlink.u16(ServiceField.PROTOCOL, entry.protocol),
+        netlink.attribute(ServiceField.ADDR, entry.address.ljust(16, b"\0")),
+        netlink.be16(ServiceField.PORT, entry.port),
+        netlink.string(ServiceField.SCHED_NAME, entry.scheduler),
+        netlink.attribute(ServiceField.FLAGS, struct.pack("=II", entry.flags, 0xFFFFFFFF)),
+        netlink.u32(ServiceField.TIMEOUT, entry.timeout),
+        netlink.be32(ServiceField.NETMASK, entry.netmask),
+        netlink.attribute(ServiceField.STATS, bytes(_STATISTICS_BYTES)),
+    )
+    return codec.request(Command.NEW_SERVICE, netlink.nested(Field.SERVICE, *fields))
 
 
 def _message(real: DestinationEntry) -> bytes:
