@@ -14,16 +14,19 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Nothing is collected in here, and what there is at the end the collector never looks at again.
+    """Nothing is collected in here: for filling the books, never for waiting.
 
-    For filling the books, never for waiting. Without the last each end would be followed by a
-    collection of all that came in between.
+    The end is followed by a collection of all that came in between, but for what was spared by then.
     """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         if enabled:
             gc.enable()
+
+
+def spare() -> None:
+    """Take all objects there are out of the collector's view, garbage that it would find included: at a start only."""
+    gc.freeze()

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from edgeproxy import __version__
-from edgeproxy.collector import uncollected
+from edgeproxy.collector import spare, uncollected
 from edgeproxy.kept import Kept, decode, encode
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class Keeper:
             return None
         with uncollected():
             kept = decode(content, self.build, self._prefix)
+            spare()
         if kept is None:
             log.info(
                 "%s is of another version, of another prefix or incomplete: beginning without it", self._path

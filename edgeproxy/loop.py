@@ -324,6 +324,7 @@ class Loop:
             self._health.ready = True
             self._told_ready = True
             systemd.ready(self._summary())
+            collector.spare()
         elif news:
             systemd.status(self._summary())
 

@@ -75,22 +75,18 @@ class Mirror:
             if drain not in self._kernel_drains and deadline > now
         }
 
-    def read_servers(self, owned: frozenset[Frontend]) -> Iterator[Touched]:
-        """Read all of IPVS; yields what differed in each slice. Nothing may write meanwhile.
+    def read_servers(self, owned: frozenset[Frontend]) -> Iterator[None]:
+        """Read all of IPVS in place of what the book says of it, in slices. Nothing may write meanwhile.
 
         owned: frontends that are ours beside those in the register.
         """
-        seen: set[Frontend] = set()
+        self._actual.forget_servers()
         for part in self._wires.ipvs.read_in_slices():
-            touched = Touched()
             for server, weights in part:
                 frontend = server.frontend
                 if frontend is not None:
-                    seen.add(frontend)
-                    if self._judge(frontend, server, weights, owned):
-                        touched.frontends.add(frontend)
-            yield touched
-        yield self._forget(self._actual.servers.keys() - seen | self._actual.foreign - seen)
+                    self._judge(frontend, server, weights, owned)
+            yield
 
     def check_servers(self) -> Iterator[Touched]:
         """Compare some virtual servers with the kernel; yields what differed, for ever if it is let.

@@ -210,7 +210,7 @@ class Planner:
         frontend = target.server.frontend
         if self._actual.servers[frontend] != target.server:
             self._plan.ipvs.append(EditVirtual(target.server, reason="attributes changed"))
-        reals = self._actual.reals[frontend]
+        reals, wanted = self._actual.reals[frontend], target.weights
         draining = bool(self._actual.drains)
         if not reals and target.reals and frontend.protocol is Protocol.UDP:
             self._plan.stale.append(Stale(frontend, None))
@@ -218,7 +218,6 @@ class Planner:
             weight = reals.get((real.address, real.port))
             if weight != real.weight or draining:
                 self._want(frontend, real, weight)
-        wanted = target.weights
         if frontend not in self._held.frontends:
             for socket, weight in reals.items():
                 if socket not in wanted:

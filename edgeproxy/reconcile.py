@@ -252,10 +252,7 @@ class Reconciler:
         for (name, _), element in self.actual.elements.items():
             if name in DETOUR_SETS:
                 self._detours.adopt(element.key[0], element.data)  # type: ignore[arg-type]  # an address
-        owned = self._ownership.read()
-        self.actual.forget_servers()
-        for _ in self._mirror.read_servers(owned):
-            yield
+        yield from self._mirror.read_servers(self._ownership.read())
         self._ownership.rewrite(self.actual.servers)
         self._touched = differing(self.desired, self.actual)
         self._touched.update(self._refused.again())

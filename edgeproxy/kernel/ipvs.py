@@ -107,7 +107,7 @@ class Ipvs(Closing):
         ]
 
     def read_in_slices(self) -> Iterator[list[Weighed]]:
-        """All virtual servers with the weights of their destinations, in a fifth of the time of :meth:`dump`.
+        """All virtual servers with the weights of their destinations, in a third of the time of :meth:`dump`.
 
         Yields every :data:`SLICE_SECONDS` what was read since. Of masqueraded destinations it does
         not see thresholds and a forwarding method no tool sets; :meth:`dump_frontends` does, so an

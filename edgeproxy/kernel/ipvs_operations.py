@@ -161,8 +161,8 @@ def target(operation: Operation) -> Target:
 
 
 def encode_all(operations: Iterable[Operation]) -> list[bytes]:
-    """As :func:`encode` of each, two and a half times as fast where real servers of one virtual server follow each
-    other: all but their addresses is encoded once."""
+    """As :func:`encode` of each, but where real servers of one virtual server follow each other, all except their
+    addresses is encoded once."""
     payloads: list[bytes] = []
     frontend: Frontend | None = None
     port = weight = length = -1
