@@ -97,7 +97,9 @@ class Executor:
         if plan.add_routes:
             self._routes.add_addresses(plan.add_routes)
             self._actual.routes.update(plan.add_routes)
-        self._ownership.add(op.server.frontend for op in plan.ipvs if isinstance(op, AddVirtual))
+        kinds = Counter(map(type, plan.ipvs))
+        if kinds[AddVirtual]:
+            self._ownership.add(op.server.frontend for op in plan.ipvs if type(op) is AddVirtual)
         timeouts = {drain_element(drain): seconds for drain, seconds in plan.add_drains}
         yield from self._commit([*plan.add_elements, *timeouts], plan.replaced, timeouts)
         now = self._clock()
@@ -110,7 +112,8 @@ class Executor:
         yield from self._commit([], [*plan.remove_elements, *ended], {})
         for drain in plan.remove_drains:
             self._actual.drains.pop(drain, None)
-        self._ownership.remove(op.frontend for op in plan.ipvs if isinstance(op, RemoveVirtual))
+        if kinds[RemoveVirtual]:
+            self._ownership.remove(op.frontend for op in plan.ipvs if type(op) is RemoveVirtual)
         if plan.remove_routes:
             self._routes.remove_addresses(plan.remove_routes)
             self._actual.routes.difference_update(plan.remove_routes)

@@ -23,7 +23,7 @@ from edgeproxy.kernel.ipvs import Ipvs
 from edgeproxy.kernel.ipvs_codec import Command
 from edgeproxy.kernel.ipvs_entries import DestinationEntry, VirtualServerEntry
 from edgeproxy.kernel.ipvs_operations import AddReal, AddVirtual
-from edgeproxy.kernel.ipvs_socket import IpvsSocket
+from edgeproxy.kernel.ipvs_socket import IpvsSocket, Requests
 from edgeproxy.kernel.netlink import Answer
 from edgeproxy.kernel.nft import ElementRefusedError, FrameMissingError, Nft
 from edgeproxy.kernel.nft_codec import Change, Generation, Held
@@ -137,10 +137,14 @@ class FakeIpvsSocket:
     def close(self) -> None:
         """Nothing to close."""
 
-    def tell(self, payloads: Sequence[bytes]) -> list[tuple[int, Answer]]:
+    def prepare(self, payloads: Sequence[bytes]) -> Requests:
+        """Requests for `tell`."""
+        return Requests(payloads, range(1, len(payloads) + 1), b"")
+
+    def tell(self, requests: Requests) -> list[tuple[int, Answer]]:
         """Make requests in order; positions and answers of those that were refused."""
         refused = []
-        for at, payload in enumerate(payloads):
+        for at, payload in enumerate(requests.payloads):
             number = self._refusal(payload)
             if number:
                 refused.append((at, Answer(number)))

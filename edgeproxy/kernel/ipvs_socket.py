@@ -12,6 +12,8 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from edgeproxy.kernel import netlink
 from edgeproxy.kernel.ipvs_codec import FAMILY_NAME
 from edgeproxy.kernel.netlink import Answer, Flag, NetlinkError, OverrunError, RefusedError
@@ -42,6 +44,14 @@ class NoIpvsError(NetlinkError):
         )
 
 
+class Requests(msgspec.Struct, frozen=True):
+    """Requests as one datagram, ready to be sent; the sequence numbers are those of its messages."""
+
+    payloads: Sequence[bytes]
+    sequences: range
+    datagram: bytes
+
+
 class IpvsSocket(NetlinkUser):
     """IPVS of the network namespace in which this is made.
 
@@ -67,7 +77,12 @@ class IpvsSocket(NetlinkUser):
         """The number of the family: the type of its messages."""
         return self._family
 
-    def tell(self, payloads: Sequence[bytes]) -> list[tuple[int, Answer]]:
+    def prepare(self, payloads: Sequence[bytes]) -> Requests:
+        """Requests for :meth:`tell`, which may be under way in another thread."""
+        sequences = self._netlink.sequences(len(payloads))
+        return Requests(payloads, sequences, netlink.batch(self._family, sequences, payloads))
+
+    def tell(self, requests: Requests) -> list[tuple[int, Answer]]:
         """Make requests in order; positions and answers of those that were refused.
 
         Where answers are lost because the receive buffer is full, all are made again in halves: only
@@ -77,24 +92,23 @@ class IpvsSocket(NetlinkUser):
             OverrunError, OSError: not even a single request gets through.
             NoIpvsError: the module was unloaded meanwhile.
         """
+        payloads = requests.payloads
         try:
-            refused = self._tell_once(payloads)
+            refused = self._tell_once(requests)
         except (OverrunError, OSError) as error:
             if len(payloads) == 1 or (isinstance(error, OSError) and error.errno not in _TOO_MUCH):
                 raise
             half = len(payloads) // 2
-            first = self.tell(payloads[:half])
-            return first + [(half + at, said) for at, said in self.tell(payloads[half:])]
+            first = self.tell(self.prepare(payloads[:half]))
+            return first + [(half + at, said) for at, said in self.tell(self.prepare(payloads[half:]))]
         if any(said.errno == errno.ENOENT for _, said in refused) and self._renewed():
-            return self._tell_once(payloads)
+            return self._tell_once(self.prepare(payloads))
         return refused
 
-    def _tell_once(self, payloads: Sequence[bytes]) -> list[tuple[int, Answer]]:
-        sequences = self._netlink.sequences(len(payloads))
-        last = sequences[-1]
-        datagram = netlink.batch(self._family, sequences, payloads)
+    def _tell_once(self, requests: Requests) -> list[tuple[int, Answer]]:
+        sequences = requests.sequences
         refused = []
-        for reply in self._netlink.exchange(datagram, (last,)):
+        for reply in self._netlink.exchange(requests.datagram, sequences[-1:]):
             said = netlink.answer(reply)
             if said is not None and said.errno and reply.sequence in sequences:
                 refused.append((reply.sequence - sequences[0], said))

@@ -9,7 +9,7 @@ microseconds, but a new scheduler waits for an RCU grace period (`synchronize_rc
 ip_vs_edit_service), 10 ms and more each, and an AddReal searches the list of all destinations
 that were removed in the last two minutes (`ip_vs_trash_get_dest`): so few edits go in one batch,
 and the size of a batch follows the time the last ones took. While the kernel works on one, in a
-thread, the next is encoded: in a large run these cost about the same.
+thread, the next is made ready to be sent: in a large run these cost about the same.
 
 A virtual server that cannot be made, because it is somebody else's or its scheduler is not
 there, must not get the destinations that were meant for it. So of each batch the new virtual
@@ -38,7 +38,7 @@ from edgeproxy.kernel.ipvs_operations import (
     follow_up,
     target,
 )
-from edgeproxy.kernel.ipvs_socket import LARGEST_BATCH, IpvsSocket
+from edgeproxy.kernel.ipvs_socket import LARGEST_BATCH, IpvsSocket, Requests
 from edgeproxy.kernel.netlink import Answer, RefusedError
 from edgeproxy.model import Frontend
 
@@ -66,8 +66,8 @@ class Batch(msgspec.Struct, frozen=True):
 
     first: Sequence[Operation]
     rest: Sequence[Operation]
-    first_payloads: Sequence[bytes]
-    rest_payloads: Sequence[bytes]
+    first_requests: Requests | None
+    rest_requests: Requests | None
     last: bool
 
 
@@ -122,13 +122,18 @@ class Writer:
 
     def _batches(self, operations: Sequence[Operation]) -> Iterator[Batch]:
         """The operations in batches, each encoded when it is asked for."""
-        edits = [at for at, operation in enumerate(operations) if type(operation) is EditVirtual]
+        edits: Sequence[int] = ()
+        if EditVirtual in set(map(type, operations)):
+            edits = [at for at, operation in enumerate(operations) if type(operation) is EditVirtual]
         start = 0
         while start < len(operations):
             end = self._end_of_batch(start, len(operations), edits)
             first, rest = _new_servers_first(operations[start:end])
-            yield Batch(first, rest, encode_all(first), encode_all(rest), end == len(operations))
+            yield Batch(first, rest, self._prepare(first), self._prepare(rest), end == len(operations))
             start = end
+
+    def _prepare(self, operations: Sequence[Operation]) -> Requests | None:
+        return self._socket.prepare(encode_all(operations)) if operations else None
 
     def _end_of_batch(self, start: int, end: int, edits: Sequence[int]) -> int:
         end = min(start + self._batch, end)
@@ -146,9 +151,9 @@ class Writer:
         began = time.monotonic()
         failures: list[Failure] = []
         again: list[Again] = []
-        rest, payloads = batch.rest, batch.rest_payloads
-        if batch.first:
-            failures, again = self._send(batch.first, batch.first_payloads, given)
+        rest, requests = batch.rest, batch.rest_requests
+        if batch.first_requests is not None:
+            failures, again = self._send(batch.first, batch.first_requests, given)
             for operation in batch.first:
                 self._barred.pop(operation.frontend, None)
             for failed in failures:
@@ -156,18 +161,18 @@ class Writer:
         if self._barred:
             barred = [operation for operation in rest if operation.frontend in self._barred]
             rest = [operation for operation in rest if operation.frontend not in self._barred]
-            payloads = encode_all(rest)
+            requests = self._prepare(rest)
             failures += [failure(given.get(id(o), o), self._barred[o.frontend]) for o in barred]
-        if rest:
-            more_failures, more = self._send(rest, payloads, given)
+        if requests is not None:
+            more_failures, more = self._send(rest, requests, given)
             failures += more_failures
             again += more
         return Done(failures, again, time.monotonic() - began)
 
     def _send(
-        self, operations: Sequence[Operation], payloads: Sequence[bytes], given: Mapping[int, Operation]
+        self, operations: Sequence[Operation], requests: Requests, given: Mapping[int, Operation]
     ) -> tuple[list[Failure], list[Again]]:
-        refused = self._socket.tell(payloads)
+        refused = self._socket.tell(requests)
         failures: list[Failure] = []
         again: list[Again] = []
         last = {target(operation): at for at, operation in enumerate(operations)} if refused else {}

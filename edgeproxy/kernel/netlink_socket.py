@@ -15,6 +15,7 @@ import contextlib
 import errno
 import select
 import socket
+import threading
 from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Self
@@ -77,7 +78,7 @@ class NetlinkSocket(Closing):
     """
 
     def __init__(self, protocol: int, *, groups: Sequence[int] = (), buffer: int = _BUFFER) -> None:
-        self._sequence = 0
+        self._sequence, self._numbering = 0, threading.Lock()
         self._received = bytearray(_READ)
         self._view = memoryview(self._received)
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
@@ -117,11 +118,12 @@ class NetlinkSocket(Closing):
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
     def sequences(self, count: int = 1) -> range:
-        """The next `count` sequence numbers; never 0, which marks notifications."""
-        if self._sequence + count >= 1 << 32:
-            self._sequence = 0
-        first = self._sequence + 1
-        self._sequence += count
+        """The next `count` sequence numbers; never 0, which marks notifications. From any thread."""
+        with self._numbering:
+            if self._sequence + count >= 1 << 32:
+                self._sequence = 0
+            first = self._sequence + 1
+            self._sequence += count
         return range(first, first + count)
 
     def send(self, datagram: bytes | bytearray) -> None:

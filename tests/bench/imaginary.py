@@ -28,6 +28,7 @@ from edgeproxy.kernel import ipvs, netlink
 from edgeproxy.kernel import ipvs_codec as codec
 from edgeproxy.kernel.ipvs_codec import Command, DestinationField, Field, ServiceField
 from edgeproxy.kernel.ipvs_entries import AF_INET, DestinationEntry, VirtualServerEntry
+from edgeproxy.kernel.ipvs_socket import Requests
 from edgeproxy.kernel.netlink import Answer, Flag
 from edgeproxy.model import Frontend
 
@@ -72,11 +73,14 @@ class ImaginarySocket:
             for real in self._reals[frontend].values():
                 yield f"  -> {_socket(real.address, real.port)}      Masq    {real.weight:<6} {0:<10} {0:<10}\n"
 
-    def tell(self, payloads: Sequence[bytes]) -> list[tuple[int, Answer]]:
+    def prepare(self, payloads: Sequence[bytes]) -> Requests:
+        """What the real socket does with them before the kernel has them."""
+        sequences = range(_SEQUENCE, _SEQUENCE + len(payloads))
+        return Requests(payloads, sequences, netlink.batch(_FAMILY, sequences, payloads))
+
+    def tell(self, requests: Requests) -> list[tuple[int, Answer]]:
         """Take changes; every one succeeds."""
-        # What the real socket does with them before the kernel has them.
-        b"".join(netlink.message(_FAMILY, Flag.REQUEST, _SEQUENCE, payload) for payload in payloads)
-        arrived = time.monotonic()
+        arrived, payloads = time.monotonic(), requests.payloads
         if self.lasting:
             self._unsettled += payloads
         else:
