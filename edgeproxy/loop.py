@@ -47,7 +47,7 @@ NOTICE_REST = 0.05
 BREATH = 0.005
 """Seconds of work between two looks at everything else. Most changes are done sooner: a turn of asyncio costs as
 much as they do."""
-AUDIT_SHARE = 0.0007
+AUDIT_SHARE = 0.0005
 """Share of the time that goes into looking for changes of IPVS by others, which nothing announces."""
 
 

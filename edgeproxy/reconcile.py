@@ -316,6 +316,8 @@ class Reconciler:
 
         They went another way and are masqueraded for it; a client that tries again would go on to be so.
         """
+        if not arrived:
+            return
         passed = [frontend for frontend in self.desired.targets if frontend.address in arrived]
         if passed:
             forgotten = forget(self._wires.conntrack, (), self._anchors, passed)
@@ -371,12 +373,14 @@ class Reconciler:
         return self.desired.ipv6_targets > 0
 
     def _release_detours(self) -> None:
-        used = {element.key[0] for (name, _), element in self.desired.elements.items() if name in DETOUR_SETS}
-        self._detours.release(
-            external
-            for external, at in [*self._detours.items()]
-            if external not in used and not self.actual.serves_beyond(at)
-        )
+        if self._detours:
+            elements = self.desired.elements.items()
+            used = {element.key[0] for (name, _), element in elements if name in DETOUR_SETS}
+            self._detours.release(
+                external
+                for external, at in [*self._detours.items()]
+                if external not in used and not self.actual.serves_beyond(at)
+            )
         self._dirty |= self._without_anchor
         self._without_anchor = set()
 

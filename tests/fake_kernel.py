@@ -139,7 +139,7 @@ class FakeIpvsSocket:
 
     def prepare(self, payloads: Sequence[bytes]) -> Requests:
         """Requests for `tell`."""
-        return Requests(payloads, range(1, len(payloads) + 1), b"")
+        return Requests(0, payloads, range(1, len(payloads) + 1), b"")
 
     def tell(self, requests: Requests) -> list[tuple[int, Answer]]:
         """Make requests in order; positions and answers of those that were refused."""

@@ -45,8 +45,9 @@ class NoIpvsError(NetlinkError):
 
 
 class Requests(msgspec.Struct, frozen=True):
-    """Requests as one datagram, ready to be sent; the sequence numbers are those of its messages."""
+    """Requests as one datagram, ready to be sent to a family; the sequence numbers are those of its messages."""
 
+    family: int
     payloads: Sequence[bytes]
     sequences: range
     datagram: bytes
@@ -80,7 +81,8 @@ class IpvsSocket(NetlinkUser):
     def prepare(self, payloads: Sequence[bytes]) -> Requests:
         """Requests for :meth:`tell`, which may be under way in another thread."""
         sequences = self._netlink.sequences(len(payloads))
-        return Requests(payloads, sequences, netlink.batch(self._family, sequences, payloads))
+        datagram = netlink.batch(self._family, sequences, payloads)
+        return Requests(self._family, payloads, sequences, datagram)
 
     def tell(self, requests: Requests) -> list[tuple[int, Answer]]:
         """Make requests in order; positions and answers of those that were refused.
@@ -93,6 +95,9 @@ class IpvsSocket(NetlinkUser):
             NoIpvsError: the module was unloaded meanwhile.
         """
         payloads = requests.payloads
+        if requests.family != self._family:
+            # The number was looked up anew since.
+            requests = self.prepare(payloads)
         try:
             refused = self._tell_once(requests)
         except (OverrunError, OSError) as error:

@@ -76,7 +76,7 @@ class ImaginarySocket:
     def prepare(self, payloads: Sequence[bytes]) -> Requests:
         """What the real socket does with them before the kernel has them."""
         sequences = range(_SEQUENCE, _SEQUENCE + len(payloads))
-        return Requests(payloads, sequences, netlink.batch(_FAMILY, sequences, payloads))
+        return Requests(_FAMILY, payloads, sequences, netlink.batch(_FAMILY, sequences, payloads))
 
     def tell(self, requests: Requests) -> list[tuple[int, Answer]]:
         """Take changes; every one succeeds."""
