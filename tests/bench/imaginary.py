@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
-from unittest.mock import patch
 
 from edgeproxy.kernel import ipvs, netlink
 from edgeproxy.kernel import ipvs_codec as codec
@@ -54,8 +53,9 @@ class ImaginarySocket:
         self._datagrams: dict[Frontend, bytes] = {}
         self._payloads: dict[Frontend, bytes] = {}
         self._log = self.log.open("a")
+        self._before: list[bytes] = []
         if self.lasting and (servers := self.lasting / SERVERS).exists():
-            self._payloads = pickle.loads(servers.read_bytes())
+            self._before = pickle.loads(servers.read_bytes())
 
     def close(self) -> None:
         """Leave what there is for the next process, if it is to last."""
@@ -64,7 +64,7 @@ class ImaginarySocket:
             for payload in self._unsettled:
                 self._change(payload)
             (self.lasting / LISTING).write_text("".join(self._listing()))
-            (self.lasting / SERVERS).write_bytes(pickle.dumps(self._payloads))
+            (self.lasting / SERVERS).write_bytes(pickle.dumps([*self._payloads.values()]))
 
     def _listing(self) -> Iterator[str]:
         """As ip_vs_info_seq_show prints it; IPv4 only."""
@@ -127,7 +127,7 @@ class ImaginarySocket:
     ) -> list[T]:
         """All virtual servers, or the destinations of one."""
         if payload[0] == Command.GET_SERVICE:
-            return [decode(each) for each in self._payloads.values()]
+            return [decode(each) for each in (*self._before, *self._payloads.values())]
         frontend = codec.decode_service(payload).frontend
         assert frontend is not None
         assert fast is not None
@@ -192,8 +192,10 @@ def main() -> None:
     if sys.argv[1] == "--lasting":
         _, directory = sys.argv.pop(1), Path(sys.argv.pop(1))
         ImaginarySocket.lasting, listing = directory, str(directory / LISTING)
-    with patch.object(ipvs, "IpvsSocket", ImaginarySocket), patch.object(ipvs, "_LISTING", listing):
-        command()
+    # Not with unittest.mock: importing it would be part of every start.
+    for name, value in (("IpvsSocket", ImaginarySocket), ("_LISTING", listing)):
+        setattr(ipvs, name, value)
+    command()
 
 
 if __name__ == "__main__":
