@@ -53,9 +53,9 @@ _BOUNDS = """\
   lab. Beside it runs the making of the next datagrams (2.0 s at 10,000 x 10), and two emulated processors that work at once are slower than one: the kernel's part takes
   2.5 s then. The rest is elements (0.7 s), the book of actual state and the register (0.4 s). Natively Python's part of all that is 0.15 s.
 - *Restart of the daemon, in the lab.* 2.4 s of it are the start of Python, its imports and the first steps, which do not depend on the load (*restart, kernel right* at
-  100 x 10): natively that is 0.2 s. Where the ratio misses its aim natively, it is the noise of a machine that others share: 2.8 to 3.3 in nine runs on one day.
-- The lab's figures are two commits older than the native ones. Between them came: datagrams are made whole beside the kernel's work (kernel apply of 10,000 x 10 in the
-  lab 4.15 s instead of 4.35 s, one trial each), and an audit that looks at no service for what nobody has.
+  100 x 10): natively that is 0.2 s. The native ratio is close to its aim and the machine is shared: runs of one day gave 2.8 to 3.3.
+- The lab's figures are some commits older than the native ones. Between them came: datagrams are made whole beside the kernel's work (kernel apply of 10,000 x 10 in the
+  lab 4.15 s instead of 4.35 s, one trial each), and audits that look at no service for what nobody has.
 - The profile of the Python part and what was done about it are in [performance.md](performance.md).
 """
 
