@@ -11,6 +11,7 @@ from edgeproxy.catalog import Catalog
 from edgeproxy.collector import uncollected
 from edgeproxy.execution import Executor
 from edgeproxy.kernel.ipvs import Ipvs
+from edgeproxy.kernel.ipvs_socket import IpvsSocket
 from edgeproxy.kernel.nft import Nft
 from edgeproxy.mirror import Mirror
 from edgeproxy.plan import Planner
@@ -29,6 +30,8 @@ PARTS = (
     (Planner, "reconcile", "plan"),
     (Executor, "run", "kernel apply"),
     (Ipvs, "apply_in_slices", "kernel apply: IPVS"),
+    # In the kernel, beside which the next is made ready.
+    (IpvsSocket, "tell", "kernel apply: IPVS, sending"),
     (Nft, "commit", "kernel apply: nft elements"),
     (Mirror, "read_servers", "read IPVS back"),
     (Mirror, "read_elements", "read nft back"),
