@@ -227,12 +227,6 @@ class Actual:
             self.reals[frontend] = {}
         self.servers[frontend] = server
 
-    def set_real(self, frontend: Frontend, real: RealServer) -> None:
-        """Note a real server, or its new weight; of an unknown virtual server it is no error."""
-        reals = self.reals.get(frontend)
-        if reals is not None:
-            reals[real.address, real.port] = real.weight
-
     def remove_real(self, frontend: Frontend, socket: Socket) -> None:
         """Forget a real server; an unknown one is no error."""
         self.reals.get(frontend, {}).pop(socket, None)

@@ -6,10 +6,12 @@ import msgspec
 import pytest
 
 from edgeproxy.address import Address, parse, parse_network
+from edgeproxy.booking import enter
 from edgeproxy.books import Actual, Desired, Part, Target, companions, key_of
 from edgeproxy.catalog import Catalog
 from edgeproxy.compile import Host, compile_service
 from edgeproxy.etcd.changes import KeyValue
+from edgeproxy.kernel.ipvs_operations import AddReal
 from edgeproxy.model import Element, Frontend, Protocol, RealServer, SetName, VirtualServer
 from edgeproxy.plan import Held, Plan, Planner
 from edgeproxy.selection import Node
@@ -65,7 +67,7 @@ class Books:
         self.frontend = Frontend(address, Protocol.TCP, port)
         self.desired, self.actual = Desired(), Actual()
         self.actual.set_server(VirtualServer(self.frontend, "wrr"))
-        self.actual.set_real(self.frontend, RealServer(parse("10.1.1.2"), 80, weight))
+        enter([AddReal(self.frontend, RealServer(parse("10.1.1.2"), 80, weight))], self.actual)
         for name, key in companions(self.frontend):
             self.actual.elements[name, key] = Element(name, key)  # type: ignore[arg-type]
         self.actual.routes.add(address)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeproxy.address import parse
+from edgeproxy.booking import enter
 from edgeproxy.books import (
     Actual,
     Desired,
@@ -16,6 +17,7 @@ from edgeproxy.books import (
     frontend_of,
     key_of,
 )
+from edgeproxy.kernel.ipvs_operations import AddReal
 from edgeproxy.model import Element, Frontend, Protocol, RealServer, SetName, VirtualServer
 
 NAMES = ("a", "b", "c")
@@ -180,7 +182,7 @@ class TestActual:
     def test_an_edit_keeps_the_real_servers(self) -> None:
         actual = Actual()
         actual.set_server(VirtualServer(frontend(1), "rr"))
-        actual.set_real(frontend(1), RealServer(parse("10.1.1.2"), 80, 4))
+        enter([AddReal(frontend(1), RealServer(parse("10.1.1.2"), 80, 4))], actual)
         actual.set_server(VirtualServer(frontend(1), "wrr"))
         assert actual.reals[frontend(1)] == {(parse("10.1.1.2"), 80): 4}
         actual.remove_real(frontend(1), (parse("10.1.1.2"), 80))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeproxy.address import Address, parse
+from edgeproxy.booking import enter
 from edgeproxy.books import (
     Actual,
     Desired,
@@ -87,7 +88,7 @@ def run(plan: Plan, actual: Actual, now: float = 0.0) -> Actual:
                 actual.remove_server(frontend)
             case AddReal(frontend, real) | EditReal(frontend, real):
                 assert (socket(real) in actual.reals[frontend]) == isinstance(operation, EditReal)
-                actual.set_real(frontend, real)
+                enter([AddReal(frontend, real)], actual)
             case RemoveReal(frontend, at, port):
                 actual.remove_real(frontend, (at, port))
     for drain in plan.remove_drains:
@@ -230,13 +231,13 @@ class TestDrain:
 
     def test_one_that_was_taken_down_before_a_crash_is_over_when_adopted(self) -> None:
         actual = reached(part(WEB, A, B))
-        actual.set_real(WEB, RealServer(*socket(B), 0))
+        enter([AddReal(WEB, RealServer(*socket(B), 0))], actual)
         assert isinstance(plan_for(desired(part(WEB, A)), actual, adopting=True).ipvs[0], RemoveReal)
         assert plan_for(desired(part(WEB, A)), actual).add_drains == [(Drain(WEB, socket(B)), DRAIN)]
 
     def test_a_drain_under_way_is_not_begun_again(self) -> None:
         actual = reached(part(WEB, A, B))
-        actual.set_real(WEB, RealServer(*socket(B), 0))
+        enter([AddReal(WEB, RealServer(*socket(B), 0))], actual)
         actual.drains[Drain(WEB, socket(B))] = 5.0
         assert len(plan_for(desired(part(WEB, A)), actual, adopting=True)) == 0
 
@@ -303,7 +304,7 @@ class TestServingUdp:
 
     def test_goes_when_it_serves_no_more(self) -> None:
         actual = reached(part(DNS, A, B))
-        actual.set_real(DNS, RealServer(*socket(B), 0))
+        enter([AddReal(DNS, RealServer(*socket(B), 0))], actual)
         actual.drains[Drain(DNS, socket(B))] = 5.0
         assert len(plan_for(desired(self.target(A, B)), actual, adopting=True)) == 0
         plan = plan_for(desired(self.target(A)), actual)
